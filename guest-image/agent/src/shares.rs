@@ -1,0 +1,114 @@
+//! Mounting the virtio-fs shares, and taking them off again.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags, unmount};
+use wire::MountReport;
+
+use crate::kernel_command_line::Share;
+use crate::mounts::{MountError, mount_at};
+
+/// How long a killed process may keep a share busy.
+const BUSY_LIMIT: Duration = Duration::from_secs(2);
+
+/// Mounts each share and tells what came of it.
+#[must_use]
+pub fn mount_all(shares: &[Share]) -> Vec<MountReport> {
+    shares
+        .iter()
+        .map(|Share { tag, mount_point, options }| MountReport {
+            tag: tag.clone(),
+            mount_point: mount_point.clone(),
+            error: mount_at(tag, mount_point, "virtiofs", MountFlags::empty(), options).err().map(|e| explain(&e)),
+        })
+        .collect()
+}
+
+/// The kernel gives two quite different mistakes errors that say little.
+fn explain(error: &MountError) -> String {
+    let hint = match error.errno() {
+        libc::ENODEV => " (the kernel has no virtiofs: CONFIG_VIRTIO_FS)",
+        libc::EINVAL => " (no virtio-fs device has this tag, or an option is unknown)",
+        _ => "",
+    };
+    format!("{error}{hint}")
+}
+
+/// Unmounts the shares with all that was mounted below them. Returns what could not be.
+#[must_use]
+pub fn unmount_all(mounted: &[MountReport]) -> Vec<String> {
+    let shares: Vec<_> = mounted.iter().filter(|share| share.error.is_none()).map(|share| &share.mount_point).collect();
+    let mount_table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let below_a_share = |path: &String| {
+        shares
+            .iter()
+            .any(|share| path.strip_prefix(share.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
+    };
+    // The last mounted first.
+    let targets = mount_points(&mount_table).filter(below_a_share).collect::<Vec<_>>().into_iter().rev();
+    targets
+        .filter_map(|target| unmount_patiently(&target).err().map(|e| format!("failed to unmount {target}: {e}")))
+        .collect()
+}
+
+fn unmount_patiently(target: &str) -> Result<(), Errno> {
+    let deadline = Instant::now() + BUSY_LIMIT;
+    loop {
+        match unmount(target, UnmountFlags::empty()) {
+            Err(Errno::BUSY) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+            // What stays busy is synced already; detached it goes with the machine.
+            Err(Errno::BUSY) => return unmount(target, UnmountFlags::DETACH).and(Err(Errno::BUSY)),
+            result => return result,
+        }
+    }
+}
+
+/// The fifth field of each line, octal escapes undone (proc_pid_mountinfo(5)).
+fn mount_points(mount_table: &str) -> impl Iterator<Item = String> {
+    mount_table.lines().filter_map(|line| line.split(' ').nth(4)).map(|field| {
+        let mut plain = Vec::with_capacity(field.len());
+        let mut rest = field.as_bytes();
+        while let Some((&first, after)) = rest.split_first() {
+            let code = (first == b'\\')
+                .then(|| after.get(..3).and_then(|digits| std::str::from_utf8(digits).ok()))
+                .flatten()
+                .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+            match code {
+                Some(code) => {
+                    plain.push(code);
+                    rest = &after[3..];
+                }
+                None => {
+                    plain.push(first);
+                    rest = after;
+                }
+            }
+        }
+        String::from_utf8_lossy(&plain).into_owned()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_are_read_with_their_escapes_undone() {
+        let table = "22 1 0:21 / /proc rw shared:5 - proc proc rw\n30 22 0:30 / /mnt/a\\040b\\134c rw - virtiofs tag rw\nbroken\n";
+        assert_eq!(mount_points(table).collect::<Vec<_>>(), ["/proc", "/mnt/a b\\c"]);
+    }
+
+    #[test]
+    fn a_share_that_cannot_be_mounted_is_reported_with_the_reason() {
+        let directory = tempfile::tempdir().unwrap();
+        let mount_point = directory.path().to_str().unwrap().to_owned();
+        let share = Share { tag: "nosuchtag".into(), mount_point: mount_point.clone(), options: String::new() };
+        let reports = mount_all(&[share]);
+        assert_eq!((reports[0].tag.as_str(), &reports[0].mount_point), ("nosuchtag", &mount_point));
+        let error = reports[0].error.as_ref().unwrap();
+        assert!(error.contains("virtiofs nosuchtag") && error.contains(&mount_point), "{error}");
+        assert_eq!(unmount_all(&reports), Vec::<String>::new());
+    }
+}

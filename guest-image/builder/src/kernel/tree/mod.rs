@@ -1,0 +1,189 @@
+//! Building a kernel from the user's tree, with our fragment merged into its configuration.
+//!
+//! The objects stay in a folder of the cache that belongs to the tree, so that the next build after an edit takes
+//! seconds and the tree itself stays clean. The finished kernel is a cache entry named by what it was made of: an
+//! unchanged tree with the same configuration is not built again.
+
+mod fragment;
+mod identity;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::cache::{Cache, KeyBuilder, sha256_bytes};
+use crate::debian_root::EPOCH;
+use crate::error::{Error, IoContext, Result};
+use crate::progress::Progress;
+use crate::tool::{self, Tool};
+
+use super::KernelConfig;
+
+/// First folder below the cache's root: finished kernels.
+pub(super) const KIND: &str = "built-kernel";
+/// First folder below the cache's root: objects, kept from build to build.
+pub(super) const OBJECTS: &str = "kernel-objects";
+
+/// What to build.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BuildRequest {
+    /// The kernel tree.
+    pub tree: PathBuf,
+    /// The configuration to start from; without it `make tinyconfig`, so that what is built is what a guest needs.
+    pub config: Option<PathBuf>,
+    /// How many compilers run at once.
+    pub jobs: usize,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BuiltKernel {
+    /// The bzImage; its configuration is the file `config` beside it.
+    pub image: PathBuf,
+    /// Options of our fragment that the kernel did not take, as `CONFIG_X=y`: the tree is too old or too new for them, or
+    /// the given configuration rules them out.
+    pub vanished: Vec<String>,
+    /// Whether it was in the cache.
+    pub cached: bool,
+}
+
+/// Builds the kernel, or finds it built.
+///
+/// # Errors
+/// Not a kernel tree, a tree with a build in it, missing tools, a compiler's error, no space.
+pub fn build(cache: &Cache, request: &BuildRequest, progress: &dyn Progress) -> Result<BuiltKernel> {
+    let tree = fs::canonicalize(&request.tree).at("find", &request.tree)?;
+    check_tree(&tree)?;
+    let base = match &request.config {
+        Some(path) => Some(fs::read_to_string(path).at("read", path)?),
+        None => None,
+    };
+    tool::require(&["make", "gcc", "ld", "flex", "bison", "bc", "perl"], "building a kernel")?;
+    progress.step(&format!("looking for changes in {}", tree.display()));
+    let key = KeyBuilder::default()
+        .with("tree", identity::of_tree(&tree)?)
+        .with("base", base.as_deref().map_or_else(|| "tinyconfig".to_owned(), |b| sha256_bytes(b.as_bytes())))
+        .with("fragment", fragment::text())
+        .with("compiler", compiler_version())
+        .finish();
+    let cached = cache.get(KIND, &key).is_some();
+    let dir = cache.ensure(KIND, &key, progress, |dir| {
+        let owner = KeyBuilder::default()
+            .with("tree", tree.as_os_str().as_encoded_bytes())
+            .with("base", if base.is_some() { "given" } else { "tinyconfig" })
+            .finish();
+        let objects = cache.workspace(OBJECTS, &owner, progress)?;
+        compile(&tree, base.as_deref(), objects.path(), request.jobs, progress)?;
+        let keep = |from: &str, to: &str| {
+            let from = objects.path().join(from);
+            fs::copy(&from, dir.join(to)).map(drop).at("copy", from)
+        };
+        keep("arch/x86/boot/bzImage", "bzImage")?;
+        keep(".config", "config")
+    })?;
+    let vanished = fragment::vanished(&KernelConfig::read(&dir.join("config"))?);
+    Ok(BuiltKernel { image: dir.join("bzImage"), vanished, cached })
+}
+
+fn check_tree(tree: &Path) -> Result<()> {
+    let wrong = |reason: &str| Err(Error::NoKernel { path: tree.to_owned(), reason: reason.to_owned() });
+    if !tree.join("Kbuild").is_file() || !tree.join("scripts/kconfig/merge_config.sh").is_file() {
+        return wrong("the folder is no kernel source tree");
+    }
+    // Kbuild refuses to build elsewhere from a tree that has been built in (its rule `outputmakefile`).
+    if tree.join(".config").exists() || tree.join("include/config").exists() {
+        return wrong(
+            "the tree has a build of its own in it, so it cannot be built from; run `make mrproper` there (keep its \
+             .config elsewhere and give it as --config), or boot what is in it with --kernel TREE",
+        );
+    }
+    Ok(())
+}
+
+fn compile(tree: &Path, base: Option<&str>, objects: &Path, jobs: usize, progress: &dyn Progress) -> Result<()> {
+    let make = |doing: &str, targets: &[&str]| {
+        let mut tool =
+            Tool::new("make", doing, objects).dir(tree).arg(format!("O={}", objects.display())).args(targets);
+        // The same source gives the same bytes.
+        for (name, value) in [("KBUILD_BUILD_USER", "vmm"), ("KBUILD_BUILD_HOST", "vmm")] {
+            tool = tool.env(name, value);
+        }
+        tool.env("KBUILD_BUILD_TIMESTAMP", format!("@{EPOCH}")).run(progress)
+    };
+    progress.step("configuring the kernel");
+    let start = objects.join("base.config");
+    match base {
+        Some(text) => fs::write(&start, text).at("write", &start)?,
+        None => {
+            make("configuring the kernel (make tinyconfig)", &["tinyconfig"])?;
+            fs::copy(objects.join(".config"), &start).at("copy", objects.join(".config"))?;
+        }
+    }
+    let fragment = objects.join("vmm.config");
+    fs::write(&fragment, fragment::text()).at("write", &fragment)?;
+    Tool::new("sh", "merging our options into the kernel's configuration", objects)
+        .args(["scripts/kconfig/merge_config.sh", "-m", "-O"])
+        .args([objects, &start, &fragment])
+        .dir(tree)
+        .run(progress)?;
+    make("configuring the kernel (make olddefconfig)", &["olddefconfig"])?;
+    check_tools_for(&KernelConfig::read(&objects.join(".config"))?)?;
+    progress.step("building the kernel");
+    make("building the kernel", &[&format!("-j{}", jobs.max(1)), "bzImage"]).map(drop)
+}
+
+/// Some options need more than a compiler; without it the build would end after minutes with a missing header.
+fn check_tools_for(config: &KernelConfig) -> Result<()> {
+    let header =
+        |name: &str| ["/usr/include", "/usr/include/x86_64-linux-gnu"].iter().any(|d| Path::new(d).join(name).exists());
+    let on = |option: &str| config.get(option) == Some("y");
+    let mut missing = Vec::new();
+    if on("OBJTOOL") && !header("libelf.h") {
+        missing.push("libelf.h");
+    }
+    if (on("MODULE_SIG") || on("SYSTEM_TRUSTED_KEYRING")) && !header("openssl/evp.h") {
+        missing.push("openssl/evp.h");
+    }
+    let packers = [
+        ("KERNEL_ZSTD", "zstd"),
+        ("KERNEL_LZ4", "lz4"),
+        ("KERNEL_XZ", "xz"),
+        ("KERNEL_LZO", "lzop"),
+        ("DEBUG_INFO_BTF", "pahole"),
+    ];
+    missing.extend(
+        packers.iter().filter(|(option, tool)| on(option) && tool::find(tool).is_none()).map(|&(_, tool)| tool),
+    );
+    if missing.is_empty() { Ok(()) } else { Err(tool::missing(&missing, "building a kernel with this configuration")) }
+}
+
+fn compiler_version() -> String {
+    let asked = std::process::Command::new("gcc").arg("--version").output();
+    asked.map(|o| String::from_utf8_lossy(&o.stdout).lines().next().unwrap_or_default().to_owned()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::progress::Silent;
+
+    fn request(tree: &Path) -> BuildRequest {
+        BuildRequest { tree: tree.to_owned(), config: None, jobs: 1 }
+    }
+
+    #[test]
+    fn a_folder_that_is_no_tree_and_a_tree_with_a_build_in_it_are_refused_with_the_way_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path().join("cache")).unwrap();
+        let tree = dir.path().join("linux");
+        fs::create_dir_all(tree.join("scripts/kconfig")).unwrap();
+        let error = build(&cache, &request(&tree), &Silent).unwrap_err().to_string();
+        assert!(error.contains("no kernel source tree"), "{error}");
+        for file in ["Kbuild", "scripts/kconfig/merge_config.sh", ".config"] {
+            fs::write(tree.join(file), "").unwrap();
+        }
+        let error = build(&cache, &request(&tree), &Silent).unwrap_err().to_string();
+        assert!(error.contains("make mrproper"), "{error}");
+        let absent = build(&cache, &request(&dir.path().join("absent")), &Silent).unwrap_err().to_string();
+        assert!(absent.contains("absent"), "{absent}");
+    }
+}

@@ -1,0 +1,14 @@
+//! End-to-end tests: every one starts `vmm` as a user does.
+//!
+//! Run them where KVM is usable, or in an emulated host: `vmm host exec -- target/debug/deps/e2e-… --test-threads 1`.
+
+mod dax;
+mod exec;
+mod guest_trouble;
+mod host_trouble;
+mod interrupt;
+mod run;
+mod shell;
+mod usage;
+mod verdict;
+mod vsock;

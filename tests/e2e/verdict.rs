@@ -1,0 +1,156 @@
+//! What a run comes to when tests fail, hang, crash the guest or say nothing, on suites made for that.
+
+use std::fs;
+use std::path::PathBuf;
+
+use serde_json::Value;
+use tests::{Finished, Sandbox, Vmm, fake_suite, patience};
+
+const GOOD: &str = "echo 1..2; echo ok 1; echo ok 2";
+
+/// A run of a suite of these scripts.
+struct Run {
+    sandbox: Sandbox,
+    cache: PathBuf,
+}
+
+impl Run {
+    fn of(scripts: &[(&str, &str)]) -> Self {
+        let sandbox = Sandbox::new();
+        let cache = fake_suite::add(&sandbox, scripts);
+        Self { sandbox, cache }
+    }
+
+    fn command(&self, flags: &[&str]) -> Vmm<'_> {
+        let words = ["run", "--host", "kvm", fake_suite::NAME];
+        Vmm::new(&self.sandbox, words).args(flags).env("VMM_CACHE_DIR", &self.cache)
+    }
+
+    fn finish(&self, flags: &[&str]) -> Finished {
+        let finished = self.command(flags).finish();
+        self.sandbox.assert_only_results_left();
+        finished
+    }
+
+    fn dir(&self) -> PathBuf {
+        fs::canonicalize(self.sandbox.work().join("results/latest")).expect("a results folder is there")
+    }
+
+    fn results(&self) -> Value {
+        serde_json::from_slice(&fs::read(self.dir().join("results.json")).expect("results are there")).unwrap()
+    }
+
+    /// `(test, status)` of every result.
+    fn statuses(&self) -> Vec<(String, String)> {
+        let results = self.results();
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let tests = results["suites"].as_array().unwrap().iter().flat_map(|suite| suite["tests"].as_array().unwrap());
+        tests.map(|test| (text(&test["test"]), text(&test["status"]))).collect()
+    }
+
+    fn junit(&self) -> String {
+        fs::read_to_string(self.dir().join("junit.xml")).expect("a JUnit report is there")
+    }
+}
+
+fn has(statuses: &[(String, String)], test: &str, status: &str) -> bool {
+    statuses.iter().any(|(t, s)| t == test && s == status)
+}
+
+#[test]
+fn a_suite_whose_tests_pass_is_a_success() {
+    let run = Run::of(&[("a/00.t", GOOD), ("b/00.t", "echo 1..0 # SKIP not here")]);
+    run.finish(&[]).expect_code(0).expect_in_out("\nPassed all 2 tests\n");
+    assert!(has(&run.statuses(), "a/00.t:2", "pass"), "{:?}", run.statuses());
+}
+
+#[test]
+fn a_test_that_fails_is_a_regression_and_its_output_is_kept() {
+    let run = Run::of(&[
+        ("a/00.t", "echo 1..2; echo ok 1; echo 'not ok 2 - wanted EPERM'; echo '# got 0'"),
+        ("b/00.t", GOOD),
+    ]);
+    let finished = run.finish(&[]);
+    finished.expect_code(1).expect_in_out("\nFailures: a/00.t:2\n").expect_in_out("\nFailed 1 of 4 tests\n");
+    let kept = fs::read_to_string(run.dir().join("artefacts/pjdfstest/a_00.t_2.out.bad")).unwrap();
+    assert!(kept.contains("not ok 2 - wanted EPERM"), "{kept}");
+    assert!(run.junit().contains("<failure message=\"wanted EPERM"), "{}", run.junit());
+
+    let expected = run.sandbox.file("expected", "a/00.t:2 # known\n");
+    run.finish(&["--expect-failures", expected.to_str().unwrap()]).expect_code(0);
+}
+
+#[test]
+fn a_run_in_which_every_test_was_skipped_is_told_from_success() {
+    let run = Run::of(&[("a/00.t", "echo 1..0 # SKIP not here")]);
+    run.finish(&[]).expect_code(4).expect_in_out("Nothing ran");
+}
+
+#[test]
+fn a_test_that_never_ends_is_killed_at_its_deadline_and_the_others_run() {
+    let run = Run::of(&[
+        ("a/00.t", GOOD),
+        (
+            "b/00.t",
+            "trap '' TERM INT HUP; echo 1..2; echo ok 1; (trap '' TERM; sleep 100000) & sleep 100000; echo ok 2",
+        ),
+        ("c/00.t", GOOD),
+    ]);
+    let finished = run.finish(&["--test-timeout", "8s"]);
+    finished.expect_code(124).expect_in_out("8s").expect_within(patience(20));
+    let statuses = run.statuses();
+    assert!(has(&statuses, "a/00.t:2", "pass") && has(&statuses, "b/00.t:1", "pass"), "{finished}");
+    assert!(has(&statuses, "b/00.t:2", "error"), "{statuses:?}");
+    assert!(has(&statuses, "c/00.t:2", "pass"), "the suite did not go on: {statuses:?}");
+}
+
+#[test]
+fn a_test_that_panics_the_guest_leaves_the_results_so_far() {
+    let run = Run::of(&[("a/00.t", GOOD), ("b/00.t", "echo 1..1; sleep 1; echo c > /proc/sysrq-trigger; sleep 1000")]);
+    let finished = run.finish(&[]);
+    finished.expect_code(3).expect_in_out("panic");
+    assert!(has(&run.statuses(), "a/00.t:2", "pass"), "{finished}");
+    assert!(has(&run.statuses(), "b/00.t:1", "error"), "{:?}", run.statuses());
+    assert!(run.junit().contains("<testsuite name=\"vmm\""), "{}", run.junit());
+    let console = fs::read_to_string(run.dir().join("console.log")).unwrap();
+    assert!(console.contains("Kernel panic"), "{console}");
+}
+
+#[test]
+fn a_test_that_prints_without_end_does_not_stop_the_others_results() {
+    let noise = "echo 1..1; i=0; while [ $i -lt 50000 ]; do echo \"# noise $i aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\"; i=$((i+1)); done; echo ok 1";
+    let run = Run::of(&[("a/00.t", noise), ("b/00.t", GOOD)]);
+    run.finish(&["--test-timeout", "120s"]).expect_code(0);
+    assert_eq!(run.statuses().len(), 3);
+}
+
+#[test]
+fn output_that_is_no_text_is_kept_out_of_the_terminal_and_in_the_files() {
+    let run =
+        Run::of(&[("a/00.t", "echo 1..1; printf '\\033[2J\\007\\377\\000\\n'; printf 'not ok 1 - \\033[31mred\\n'")]);
+    let finished = run.finish(&["--verbose"]);
+    finished.expect_code(1);
+    assert!(!finished.stdout.iter().any(|byte| matches!(byte, 0 | 7 | 0x1b)), "{finished}");
+    assert!(finished.out().contains("\\u{1b}[31mred"), "{finished}");
+}
+
+#[test]
+fn the_replay_script_runs_the_same_again() {
+    let run = Run::of(&[("a/00.t", GOOD)]);
+    run.finish(&["--cpus", "2"]).expect_code(0);
+    let (first, replay) = (run.dir(), run.dir().join("replay.sh"));
+    let script = fs::read_to_string(&replay).unwrap();
+    assert!(script.contains("run --host kvm pjdfstest --cpus 2"), "{script}");
+    // The script starts vmm itself; what the harness puts behind it is dropped.
+    let words = ["sh", "-c", "exec sh \"$0\" --quiet", replay.to_str().unwrap()];
+    let again = Vmm::new(&run.sandbox, [""; 0]).wrapped_in(words).env("VMM_CACHE_DIR", &run.cache).finish();
+    again.expect_code(0).expect_in_out("Passed all 2 tests");
+    assert_ne!(run.dir(), first);
+}
+
+#[test]
+fn arguments_after_two_dashes_choose_tests() {
+    let run = Run::of(&[("a/00.t", GOOD), ("b/00.t", GOOD)]);
+    run.finish(&["--", "b/00.t"]).expect_code(0).expect_in_out("\nPassed all 2 tests\n");
+    assert!(run.statuses().iter().all(|(test, _)| test.starts_with("b/")), "{:?}", run.statuses());
+}

@@ -1,0 +1,84 @@
+//! A long stream of bytes that two sides can compute without having it.
+
+use std::io::{self, Read, Write};
+
+/// Pseudo-random bytes (xorshift64, Marsaglia 2003), the same for the same seed.
+#[derive(Clone, Debug)]
+pub struct Pattern(u64);
+
+impl Pattern {
+    /// The stream of that seed.
+    #[must_use]
+    pub fn new(seed: u32) -> Self {
+        Self(u64::from(seed) << 1 | 1)
+    }
+
+    /// The next bytes. Asking for multiples of 8 keeps the stream the same however it is cut.
+    pub fn fill(&mut self, buffer: &mut [u8]) {
+        for word in buffer.chunks_mut(8) {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            word.copy_from_slice(&self.0.to_le_bytes()[..word.len()]);
+        }
+    }
+}
+
+/// Writes the first `bytes` of a pattern.
+///
+/// # Errors
+/// What writing says.
+pub fn send_pattern(mut pattern: Pattern, mut bytes: u64, to: &mut impl Write) -> io::Result<()> {
+    let mut buffer = vec![0; 64 << 10];
+    while bytes > 0 {
+        let part = buffer.len().min(usize::try_from(bytes).unwrap_or(usize::MAX));
+        pattern.fill(&mut buffer);
+        to.write_all(&buffer[..part])?;
+        bytes -= part as u64;
+    }
+    Ok(())
+}
+
+/// Reads the first `bytes` of a pattern; where `from` first differs from them, or ends too early, if it does.
+///
+/// # Errors
+/// What reading says.
+pub fn first_difference(mut pattern: Pattern, bytes: u64, from: impl Read) -> io::Result<Option<u64>> {
+    let mut from = from.take(bytes);
+    let (mut got, mut wanted) = (vec![0; 64 << 10], vec![0; 64 << 10]);
+    let mut position = 0;
+    loop {
+        let mut filled = 0;
+        while filled < got.len() {
+            match from.read(&mut got[filled..])? {
+                0 => break,
+                n => filled += n,
+            }
+        }
+        if filled == 0 {
+            return Ok((position < bytes).then_some(position));
+        }
+        pattern.fill(&mut wanted);
+        if let Some(at) = got[..filled].iter().zip(&wanted).position(|(a, b)| a != b) {
+            return Ok(Some(position + at as u64));
+        }
+        position += filled as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_changed_byte_is_found() {
+        let mut bytes = Vec::new();
+        send_pattern(Pattern::new(7), 200_001, &mut bytes).unwrap();
+        assert_eq!(bytes.len(), 200_001);
+        assert_eq!(first_difference(Pattern::new(7), 200_001, &bytes[..]).unwrap(), None);
+        bytes[150_000] ^= 1;
+        assert_eq!(first_difference(Pattern::new(7), 200_001, &bytes[..]).unwrap(), Some(150_000));
+        assert!(first_difference(Pattern::new(8), 200_001, &bytes[..]).unwrap().is_some());
+        assert_eq!(first_difference(Pattern::new(7), 200, &bytes[..100]).unwrap(), Some(100), "it ends too early");
+    }
+}

@@ -1,0 +1,217 @@
+//! `vmm run`: suites in a fresh guest, every result told as it comes, one verdict at the end.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use guest_image::suite::{self, Manifest};
+
+use super::Invocation;
+use crate::cli::RunArgs;
+use crate::config::{MachineOptions, UsageError};
+use crate::exit_code::ExitCode;
+use crate::guest_setup::{GuestFiles, PreparedShares, open_cache};
+use crate::machine::{self, ShareConfig, Statistics};
+use crate::report::{
+    ManifestFile, ManifestInputs, ManifestShare, ReportConfig, Reporters, TerminalConfig, Verbosity, check_results_dir,
+};
+use crate::session::exec_client::ForwardedSignals;
+use crate::session::{self, Deadlines, RunEvent, RunOutcome, RunPlan};
+use crate::verdict::Baseline;
+
+/// What runs when no suite is named.
+pub const DEFAULT_SUITE: &str = "pjdfstest-rs";
+
+/// A run, checked as far as it can be before anything is built or started.
+#[derive(Debug)]
+pub struct RunRequest {
+    /// The machine.
+    pub options: MachineOptions,
+    /// The suites, in order.
+    pub suites: Vec<Manifest>,
+    suite_args: Vec<String>,
+    results: PathBuf,
+    test_timeout: Option<Duration>,
+    baseline: Baseline,
+    verbosity: Verbosity,
+}
+
+impl RunRequest {
+    /// Checks what the user gave.
+    ///
+    /// # Errors
+    /// [`UsageError`]: an unknown suite, arguments for several suites at once, too few shares, a list that does not parse.
+    /// Also results that cannot be written, and a cache that cannot be read.
+    pub fn new(args: &RunArgs, options: MachineOptions, verbose: u8) -> anyhow::Result<Self> {
+        // Before the cache is opened, which may be another user's as well.
+        check_results_dir(&args.results)?;
+        let cache = open_cache(&options.cache_dir)?;
+        let default = [DEFAULT_SUITE.to_owned()];
+        let names = if args.suites.is_empty() { &default[..] } else { &args.suites };
+        let suites = names
+            .iter()
+            .map(|name| suite::manifest(&cache, name).map_err(unless_unknown))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        if suites.len() > 1 && !args.suite_args.is_empty() {
+            anyhow::bail!(UsageError(format!(
+                "the arguments `{}` could be for any of {} suites; name one suite to give it arguments",
+                args.suite_args.join(" "),
+                suites.len()
+            )));
+        }
+        check_shares(&suites, &options)?;
+        let mut baseline = Baseline::default();
+        let wrong_list = |error: crate::verdict::BaselineError| UsageError(super::error_chain(&error));
+        for file in &args.exclude_file {
+            baseline.exclude_file(file).map_err(wrong_list)?;
+        }
+        for file in &args.expect_failures {
+            baseline.expect_failures_file(file).map_err(wrong_list)?;
+        }
+        Ok(Self {
+            options,
+            suites,
+            suite_args: args.suite_args.clone(),
+            results: args.results.clone(),
+            test_timeout: args.test_timeout,
+            baseline,
+            verbosity: match (args.quiet, verbose) {
+                (true, _) => Verbosity::Quiet,
+                (false, 0) => Verbosity::Normal,
+                (false, _) => Verbosity::Verbose,
+            },
+        })
+    }
+
+    /// The suites' names, in order.
+    #[must_use]
+    pub fn suite_names(&self) -> Vec<String> {
+        self.suites.iter().map(|suite| suite.name.clone()).collect()
+    }
+
+    /// Boots a guest on this machine's KVM, which is `speed_factor` times slower than hardware, and runs the suites.
+    ///
+    /// # Errors
+    /// Nothing could be started or no result could be written. Once the guest runs, what goes wrong is part of the report.
+    pub fn run_here(
+        self,
+        invocation: &Invocation,
+        files: &GuestFiles,
+        speed_factor: f64,
+        signals: &ForwardedSignals,
+    ) -> anyhow::Result<ExitCode> {
+        let shares = PreparedShares::new(&self.options.shares)?;
+        let plan = self.plan(speed_factor);
+        let mut reporters = Reporters::create(ReportConfig {
+            results_parent: self.results.clone(),
+            suites: self.suite_names(),
+            host: invocation.host_name().to_owned(),
+            baseline: self.baseline.clone(),
+            terminal: TerminalConfig::detect(self.verbosity),
+            manifest: self.manifest(invocation, files, &shares.list()),
+        })?;
+        let console_log = self.options.console.clone().unwrap_or_else(|| reporters.console_log());
+        let config = files.machine(&self.options, &shares.list(), &console_log);
+        let mut stats = None;
+        let outcome = match machine::start(&config) {
+            Ok(vm) => {
+                stats = self.options.stats.then(|| vm.statistics());
+                let guest = super::guest_handle(vm, Some(console_log));
+                session::run_suites(&plan, guest, &signals.signals, &mut |event| reporters.on_event(event))
+            }
+            Err(error) => RunOutcome::CannotTest { reason: super::error_chain(&error) },
+        };
+        // The shares go before the last word: whoever reads it finds nothing left behind.
+        drop(shares);
+        reporters.on_event(RunEvent::RunFinished { outcome: outcome.clone() });
+        let stats_file = reporters.dir().join("stats.json");
+        let stats = stats.map(|stats| stats.read());
+        let json = stats.as_ref().map(Statistics::to_json).transpose().context("failed to write statistics as JSON")?;
+        if let Some(json) = &json {
+            reporters.add_statistics(json.clone());
+        }
+        let exit = reporters.finish(&outcome);
+        if let (Some(stats), Some(json)) = (stats, json) {
+            eprint!("{stats}");
+            std::fs::write(&stats_file, format!("{json:#}\n"))
+                .with_context(|| format!("failed to write {}", stats_file.display()))?;
+        }
+        Ok(exit)
+    }
+
+    fn plan(&self, speed_factor: f64) -> RunPlan {
+        let deadlines = super::deadlines(&self.options, speed_factor);
+        let test = self.test_timeout.or(deadlines.test);
+        let deadlines = Deadlines { test, ..deadlines };
+        let milliseconds = test.map_or(0, |limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
+        let suites = self.suites.iter().flat_map(|suite| suite.plans(&self.suite_args, milliseconds)).collect();
+        RunPlan { suites, deadlines }
+    }
+
+    fn manifest(&self, invocation: &Invocation, files: &GuestFiles, shares: &[ShareConfig]) -> ManifestInputs {
+        let file = |role: &str, path: &Path, sha256: Option<&String>| ManifestFile {
+            role: role.to_owned(),
+            path: path.to_path_buf(),
+            sha256: sha256.cloned(),
+        };
+        let mut list = vec![
+            file("kernel", &files.kernel.image, Some(&files.kernel.sha256)),
+            file("initramfs", &files.initramfs, None),
+            file("image", &files.root.image, Some(&files.root.sha256)),
+            file("image-packages", &files.root.lock, None),
+        ];
+        list.extend(files.kernel.config.iter().map(|config| file("kernel-config", config, None)));
+        list.extend(
+            files.suites.iter().map(|s| file(&format!("suite {}", s.manifest.name), &s.image, Some(&s.sha256))),
+        );
+        ManifestInputs {
+            command: invocation.command.clone(),
+            directory: invocation.directory.clone(),
+            vmm_binary: invocation.binary.clone(),
+            vmm_version: env!("CARGO_PKG_VERSION").to_owned(),
+            cpus: self.options.cpus,
+            memory_mib: self.options.memory_mib,
+            append: self.options.append.clone(),
+            files: list,
+            suites: files.suites.iter().map(|s| (s.manifest.name.clone(), s.origin.clone())).collect(),
+            shares: shares.iter().map(|s| ManifestShare { tag: s.tag.clone(), path: s.path.clone() }).collect(),
+        }
+    }
+}
+
+/// The user's mistake if there is no such suite, else trouble with the cache.
+fn unless_unknown(error: guest_image::Error) -> anyhow::Error {
+    match error {
+        guest_image::Error::UnknownSuite { .. } => UsageError(error.to_string()).into(),
+        error => error.into(),
+    }
+}
+
+fn check_shares(suites: &[Manifest], options: &MachineOptions) -> Result<(), UsageError> {
+    let crate::config::Shares::Given(given) = &options.shares else { return Ok(()) };
+    for (suite, tag) in suites.iter().flat_map(|suite| {
+        let needed = usize::try_from(suite.requires.shares).unwrap_or(usize::MAX);
+        crate::config::DEFAULT_TAGS.iter().take(needed).map(move |tag| (suite, *tag))
+    }) {
+        if !given.iter().any(|share| share.tag == tag) {
+            return Err(UsageError(format!(
+                "suite {} needs a share with the tag {tag}; add --shared-dir PATH:{tag}, or give no --shared-dir at all for scratch shares",
+                suite.name
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The whole of `vmm run`.
+///
+/// # Errors
+/// See [`RunRequest`]; also a host that cannot run guests.
+pub fn run(args: &RunArgs, options: MachineOptions, verbose: u8, invocation: &Invocation) -> anyhow::Result<u8> {
+    let request = RunRequest::new(args, options, verbose)?;
+    let suites = request.suite_names();
+    let options = request.options.clone();
+    super::on_usable_host(&options, &suites, invocation, |files, speed_factor, signals| {
+        request.run_here(invocation, files, speed_factor, signals).map(|code| code as u8)
+    })
+}

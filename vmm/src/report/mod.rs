@@ -1,0 +1,28 @@
+//! Fans each run event out as it happens: terminal, JSON lines, JUnit, results folder. Never sees the machine.
+//!
+//! [`Reporters`] is the only way in. It stamps an event, lets the verdict judge it and hands it to every reporter; what the
+//! run came to is written when it ends, however it ends. A reporter that fails is reported once and left out from then on.
+//! Everything a guest says passes through here on its way to a terminal or a file, so everything is bounded and escaped.
+
+mod artefacts;
+mod atomic_file;
+mod error;
+mod fan_out;
+mod json_lines;
+mod junit;
+mod kernel_log;
+mod manifest;
+mod printable;
+mod replay;
+mod reporter;
+mod results_dir;
+mod summary;
+mod terminal;
+#[cfg(test)]
+mod test_events;
+
+pub use error::ReportError;
+pub use fan_out::{ReportConfig, Reporters};
+pub use manifest::{ManifestFile, ManifestInputs, ManifestShare};
+pub use results_dir::check as check_results_dir;
+pub use terminal::{TerminalConfig, Verbosity};

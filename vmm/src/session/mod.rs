@@ -1,0 +1,29 @@
+//! A session with one guest: the link to its agent, the plan it gets, deadlines, and the one ordered stream of
+//! [`RunEvent`]s that comes out. Knows the machine only as something that can stop; knows nothing of reports.
+//!
+//! The walk of a run: [`run_suites`] waits for the agent ([`greeting`](self)), gives it one suite of the [`RunPlan`] after
+//! the other, turns its frames into events, and ends with the guest powered off or, where a deadline passed, stopped.
+//! `vmm exec` and `vmm shell` use [`exec_client`] on the same link instead.
+
+mod agent_link;
+pub mod console_log;
+mod deadlines;
+mod driver;
+pub mod exec_client;
+mod exec_streams;
+mod greeting;
+mod guest_handle;
+mod lossy_text;
+mod plan;
+mod raw_terminal;
+mod run_event;
+mod suite_state;
+
+pub use agent_link::{AgentLink, LinkEvent};
+pub use deadlines::{Deadlines, TimeLimit};
+pub use driver::run_suites;
+pub use greeting::{Greeting, NotReady, await_greeting};
+pub use guest_handle::GuestHandle;
+pub use plan::RunPlan;
+pub use raw_terminal::RawTerminal;
+pub use run_event::{OutputStream, RunEvent, RunOutcome, SuiteEnd, TimedEvent};

@@ -1,0 +1,13 @@
+//! Compares results with what was expected and picks the exit code.
+//!
+//! [`Baseline`] says what was expected, [`Tally`] judges each result against it and keeps the counts, and [`exit_code`]
+//! turns both and the run's outcome into what the process tells its caller. No I/O here but reading baseline files.
+
+mod baseline;
+mod outcome;
+mod tally;
+
+pub use baseline::{Baseline, BaselineError, Expectation, Judgement};
+pub use outcome::{exit_code, with_failed_reporter};
+pub(crate) use tally::truncated;
+pub use tally::{Counts, MAX_MESSAGE, MAX_ROWS, Row, SuiteTally, Tally};
