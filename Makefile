@@ -37,12 +37,13 @@ unit: ## Unit tests: no guest, no network
 	$(CARGO) test --workspace --locked --exclude tests
 	$(CARGO) test --locked -p tests --bin fs-bench
 
-# Everything that needs a network or tools is made ready first; then all guests run where KVM works: here, or in one
-# emulated host for all tests together. The emulated host itself is tested from outside.
+# Everything that needs a network or tools is made ready first; then all guests run where KVM works: here, or in emulated
+# hosts, see tests/e2e.sh. The emulated host itself is tested from outside.
 e2e: prepare ## End-to-end tests with real guests; E2E_TESTS="vsock:: run::" chooses some
 	$(CARGO) test --locked -p tests --test emulated-host -- --test-threads 1
-	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(CURDIR)/$(VMM) host exec --" \
-		$(CARGO) test --locked -p tests --test e2e -- --test-threads 1 $(E2E_TESTS)
+	$(CARGO) test --locked -p tests --test e2e --no-run
+	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(CURDIR)/tests/e2e.sh $(CURDIR)/$(VMM)" \
+		$(CARGO) test --locked -p tests --test e2e -- $(E2E_TESTS)
 
 prepare: setup ## Get and build what guests boot from
 	$(VMM) image build

@@ -15,7 +15,7 @@ fn json(path: PathBuf) -> Value {
 }
 
 fn run(sandbox: &Sandbox) -> Vmm<'_> {
-    Vmm::new(sandbox, ["run", "--host", "kvm", "pjdfstest-rs"]).deadline(patience(120))
+    Vmm::new(sandbox, ["run", "--host", "kvm", "pjdfstest-rs"]).deadline(patience(75))
 }
 
 #[test]

@@ -154,3 +154,43 @@ fn arguments_after_two_dashes_choose_tests() {
     run.finish(&["--", "b/00.t"]).expect_code(0).expect_in_out("\nPassed all 2 tests\n");
     assert!(run.statuses().iter().all(|(test, _)| test.starts_with("b/")), "{:?}", run.statuses());
 }
+
+#[test]
+fn a_suite_of_ones_own_runs_with_a_manifest_and_a_folder_and_leaves_its_files() {
+    let manifest = r#"
+        name = "mine"
+        description = "a suite of one's own"
+        format = "xfstests"
+        [build]
+        method = "source"
+        [image]
+        modules = ["loop", "no-such-module"]
+        [run]
+        argv = ["./run"]
+        default_args = ["-g", "quick"]
+        cwd = "/opt/suites/mine"
+        artefacts = "/run/mine/{test}"
+        [run.env]
+        MINE = "set"
+    "#;
+    let script = r#"
+        mkdir -p /run/mine/own
+        test -e /dev/loop-control && echo "own/001 1s ...  2s"
+        echo "own/002       [not run] it needs $MINE $*"
+        echo "what was wrong" > /run/mine/own/003.full
+        echo "own/003 1s ... - output mismatch (see /run/mine/own/003.full)"
+        echo "Ran: own/001 own/002 own/003"
+        exit 1"#;
+    let sandbox = Sandbox::new();
+    let cache = fake_suite::add_own(&sandbox, "mine", manifest, script);
+    let run = Run { sandbox, cache };
+    let words = ["run", "--host", "kvm", "mine"];
+    let finished = Vmm::new(&run.sandbox, words).env("VMM_CACHE_DIR", &run.cache).deadline(patience(120)).finish();
+    finished.expect_code(1).expect_in_out("it needs set -g quick");
+    let statuses = run.statuses();
+    let expected = [("own/001", "pass"), ("own/002", "skip"), ("own/003", "fail")];
+    assert_eq!(statuses, expected.map(|(test, status)| (test.to_owned(), status.to_owned())), "{finished}");
+    let full = run.dir().join("artefacts/mine/own_003.full");
+    assert_eq!(fs::read_to_string(full).expect("it was kept"), "what was wrong\n");
+    run.sandbox.assert_only_results_left();
+}

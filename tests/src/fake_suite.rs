@@ -43,7 +43,24 @@ pub fn add(sandbox: &Sandbox, scripts: &[(&str, &str)]) -> PathBuf {
     cache
 }
 
-/// A cache with a `suite` folder of its own.
+/// `vmm suite add NAME --manifest FILE --source DIR` with `manifest` and a source whose only file is `run`, a shell script.
+/// Gives the cache directory that has the suite.
+///
+/// # Panics
+/// When the suite cannot be added.
+#[must_use]
+pub fn add_own(sandbox: &Sandbox, name: &str, manifest: &str, script: &str) -> PathBuf {
+    let cache = cache_like_the_users(sandbox);
+    let source = sandbox.dir("own-source");
+    executable(&source.join("run"), script);
+    let manifest = sandbox.file("own.toml", manifest);
+    let words = [OsString::from("suite"), "add".into(), name.into()];
+    let words = words.into_iter().chain(["--manifest".into(), manifest.into(), "--source".into(), source.into()]);
+    Vmm::new(sandbox, words).env("VMM_CACHE_DIR", &cache).finish().expect_code(0);
+    cache
+}
+
+/// A cache with what the user's has, but for suites.
 fn cache_like_the_users(sandbox: &Sandbox) -> PathBuf {
     let own = sandbox.dir("cache");
     let users = env::var_os("VMM_CACHE_DIR")
@@ -53,8 +70,14 @@ fn cache_like_the_users(sandbox: &Sandbox) -> PathBuf {
         .expect("HOME is set");
     for kind in fs::read_dir(&users).into_iter().flatten().flatten() {
         let name = kind.file_name();
-        if !["suite", "tmp", "locks", "scratch"].iter().any(|own| name == *own) {
-            symlink(kind.path(), own.join(name)).expect("a link can be made in a sandbox");
+        if ["suite", "tmp", "locks", "scratch"].iter().any(|own| name == *own) {
+            continue;
+        }
+        // Folders of its own, so that what is added stays in the sandbox.
+        let folder = own.join(name);
+        fs::create_dir(&folder).expect("a folder can be made in a sandbox");
+        for entry in fs::read_dir(kind.path()).into_iter().flatten().flatten() {
+            symlink(entry.path(), folder.join(entry.file_name())).expect("a link can be made in a sandbox");
         }
     }
     own

@@ -54,6 +54,13 @@ impl ConsoleFindings {
     }
 }
 
+/// Whether a kernel's report of its own end begins in `line`.
+pub(crate) fn begins_report(line: &str) -> bool {
+    let mut findings = ConsoleFindings::default();
+    look_at(line, &mut findings);
+    findings.panic.is_some() || findings.oops.is_some()
+}
+
 /// Reads a console log. A log that is not there has nothing in it.
 ///
 /// # Errors

@@ -11,11 +11,15 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 
 use rustix::process::{Resource, Signal, getpid, getppid, getrlimit, set_parent_process_death_signal, setrlimit};
 
+use crate::session::console_log::begins_report;
+
 use super::scratch_disk::keep_across_exec;
 
 /// How much of the end of a log is shown.
-const TAIL_BYTES: u64 = 16 << 10;
+const TAIL_BYTES: u64 = 256 << 10;
 const TAIL_LINES: usize = 20;
+/// How much is shown of a report that a kernel gave of its own end: it has its cause in its first lines.
+const REPORT_LINES: usize = 60;
 
 /// A running QEMU. Dropping it kills it.
 #[derive(Debug)]
@@ -65,10 +69,16 @@ impl QemuProcess {
         self.child.try_wait().ok().flatten()
     }
 
-    /// What was printed last: by the emulated host on its console, and by QEMU itself.
+    /// What was printed last: by the emulated host on its console, from where its kernel began to tell of its end if it
+    /// did, and by QEMU itself.
     pub(super) fn last_words(&self) -> String {
-        let console = tail(&self.console);
-        let messages: Vec<String> = tail(&self.messages).into_iter().filter(|line| is_worth_showing(line)).collect();
+        let lines = end_of(&self.console);
+        let console = match lines.iter().position(|line| begins_report(line)) {
+            Some(start) => abridge(&lines[start..]),
+            None => tail(lines),
+        };
+        let messages = end_of(&self.messages).into_iter().filter(|line| is_worth_showing(line)).collect();
+        let messages = tail(messages);
         let section = |title: &str, lines: &[String]| match lines {
             [] => String::new(),
             lines => format!("\n{title}:\n  {}", lines.join("\n  ")),
@@ -91,8 +101,23 @@ fn is_worth_showing(message: &str) -> bool {
     !message.contains("TCG doesn't support requested feature")
 }
 
-/// The last lines of `file` as text: control characters are left out, so that they cannot play with the terminal.
-fn tail(file: &File) -> Vec<String> {
+/// The last lines.
+fn tail(mut lines: Vec<String>) -> Vec<String> {
+    lines.split_off(lines.len().saturating_sub(TAIL_LINES))
+}
+
+/// The first lines of a report and its last ones.
+fn abridge(report: &[String]) -> Vec<String> {
+    let Some(left_out) = report.len().checked_sub(REPORT_LINES + TAIL_LINES).filter(|&n| n > 0) else {
+        return report.to_vec();
+    };
+    let gap = format!("[{left_out} lines left out]");
+    let (first, last) = (&report[..REPORT_LINES], &report[report.len() - TAIL_LINES..]);
+    first.iter().cloned().chain([gap]).chain(last.iter().cloned()).collect()
+}
+
+/// The end of `file` as lines: control characters are left out, so that they cannot play with the terminal.
+fn end_of(file: &File) -> Vec<String> {
     let length = file.metadata().map_or(0, |m| m.len());
     let start = length.saturating_sub(TAIL_BYTES);
     let mut bytes = vec![0; usize::try_from(length - start).unwrap_or(0)];
@@ -101,8 +126,7 @@ fn tail(file: &File) -> Vec<String> {
         return Vec::new();
     }
     let text: String = String::from_utf8_lossy(&bytes).chars().filter(|c| !c.is_control() || *c == '\n').collect();
-    let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
-    lines[lines.len().saturating_sub(TAIL_LINES)..].iter().map(|line| (*line).to_owned()).collect()
+    text.lines().map(str::trim_end).filter(|line| !line.is_empty()).map(str::to_owned).collect()
 }
 
 #[cfg(test)]
@@ -149,9 +173,24 @@ mod tests {
     #[test]
     fn the_tail_of_a_long_log_is_its_last_lines() {
         let text: String = (0..10_000).map(|i| format!("line {i}\n")).collect();
-        let lines = tail(&file_with(&text));
+        let lines = tail(end_of(&file_with(&text)));
         assert_eq!(lines.len(), TAIL_LINES);
         assert_eq!(lines.last().map(String::as_str), Some("line 9999"));
+    }
+
+    #[test]
+    fn a_report_of_a_crash_is_shown_from_its_first_line() {
+        let before = "[    1.0] all is well\n".repeat(50);
+        let stack: String = (0..200).map(|i| format!("[    2.0]  frame {i}\n")).collect();
+        let console =
+            file_with(&format!("{before}[    2.0] BUG: stack guard page was hit\n{stack}[    2.1] the end\n"));
+        let report = end_of(&console);
+        let start = report.iter().position(|line| begins_report(line)).expect("there is a report");
+        let shown = abridge(&report[start..]);
+        assert_eq!(shown.len(), REPORT_LINES + 1 + TAIL_LINES);
+        assert!(shown[0].ends_with("BUG: stack guard page was hit") && shown[REPORT_LINES - 1].ends_with("frame 58"));
+        assert_eq!(shown[REPORT_LINES], "[122 lines left out]");
+        assert!(shown.last().expect("lines").ends_with("the end"));
     }
 
     #[test]
