@@ -105,6 +105,19 @@ fn a_test_that_never_ends_is_killed_at_its_deadline_and_the_others_run() {
 }
 
 #[test]
+fn a_test_that_hangs_the_guests_kernel_leaves_the_results_so_far() {
+    // The only CPU belongs to a task of the highest priority from then on.
+    let hog = "echo 1..2; echo ok 1; sleep 2; echo -1 > /proc/sys/kernel/sched_rt_runtime_us; \
+               chrt -f 99 sh -c 'while :; do :; done'";
+    let run = Run::of(&[("a/00.t", GOOD), ("b/00.t", hog), ("c/00.t", GOOD)]);
+    let finished = run.finish(&["--cpus", "1", "--hang-timeout", "12s"]);
+    finished.expect_code(124).expect_in_out("the guest hangs").expect_within(patience(20));
+    let statuses = run.statuses();
+    assert!(has(&statuses, "a/00.t:2", "pass") && has(&statuses, "b/00.t:1", "pass"), "{finished}");
+    assert!(has(&statuses, "b/00.t:2", "error") && run.junit().contains("the guest hangs"), "{statuses:?}");
+}
+
+#[test]
 fn a_test_that_panics_the_guest_leaves_the_results_so_far() {
     let run = Run::of(&[("a/00.t", GOOD), ("b/00.t", "echo 1..1; sleep 1; echo c > /proc/sysrq-trigger; sleep 1000")]);
     let finished = run.finish(&[]);

@@ -200,6 +200,9 @@ pub struct RunArgs {
     /// One test may take this long before it is killed and counts as an error [default: 5m, more on a slow host]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub test_timeout: Option<std::time::Duration>,
+    /// A guest that gives no sign of life for this long hangs, and is ended [default: 1m, more on a slow host]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub hang_timeout: Option<std::time::Duration>,
     /// Tests listed in FILE do not run or do not count; one a line, `#` starts a comment (repeatable)
     #[arg(long, value_name = "FILE")]
     pub exclude_file: Vec<PathBuf>,

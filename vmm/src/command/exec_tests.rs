@@ -20,7 +20,7 @@ fn hello() -> ToHost {
 
 fn deadlines() -> Deadlines {
     let long = Duration::from_secs(20);
-    Deadlines { boot: long, test: None, total: None, shutdown: long }
+    Deadlines { boot: long, test: None, total: None, agent: long, shutdown: long }
 }
 
 /// Runs `script` in the agent's real engine, behind a machine that is none.

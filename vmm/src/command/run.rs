@@ -32,6 +32,7 @@ pub struct RunRequest {
     suite_args: Vec<String>,
     results: PathBuf,
     test_timeout: Option<Duration>,
+    hang_timeout: Option<Duration>,
     baseline: Baseline,
     verbosity: Verbosity,
 }
@@ -74,6 +75,7 @@ impl RunRequest {
             suite_args: args.suite_args.clone(),
             results: args.results.clone(),
             test_timeout: args.test_timeout,
+            hang_timeout: args.hang_timeout,
             baseline,
             verbosity: match (args.quiet, verbose) {
                 (true, _) => Verbosity::Quiet,
@@ -142,7 +144,8 @@ impl RunRequest {
     fn plan(&self, speed_factor: f64) -> RunPlan {
         let deadlines = super::deadlines(&self.options, speed_factor);
         let test = self.test_timeout.or(deadlines.test);
-        let deadlines = Deadlines { test, ..deadlines };
+        let agent = self.hang_timeout.unwrap_or(deadlines.agent);
+        let deadlines = Deadlines { test, agent, ..deadlines };
         let milliseconds = test.map_or(0, |limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
         let suites = self.suites.iter().flat_map(|suite| suite.plans(&self.suite_args, milliseconds)).collect();
         RunPlan { suites, deadlines }

@@ -112,8 +112,11 @@ impl AgentLink {
         let (outbound, connection, pulse) = (self.outbound.clone(), Arc::clone(&self.stream), Arc::clone(&self.pulse));
         thread::Builder::new().name("agent-pulse".into()).spawn(move || {
             let (mut frames, mut since) = (0, Instant::now());
-            while is_wanted(&connection) && outbound.send(ToGuest::Ping).is_ok() {
+            loop {
                 thread::sleep(period);
+                if !is_wanted(&connection) || outbound.send(ToGuest::Ping).is_err() {
+                    return;
+                }
                 let now = pulse.frames.load(Ordering::Relaxed);
                 if now != frames || pulse.held_up.load(Ordering::Relaxed) {
                     (frames, since) = (now, Instant::now());

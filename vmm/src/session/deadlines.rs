@@ -11,6 +11,9 @@ pub struct Deadlines {
     pub test: Option<Duration>,
     /// For the whole run (`--timeout`); `None` for no limit.
     pub total: Option<Duration>,
+    /// While tests run, without a sign of the guest's agent, which is asked now and then: after that the guest hangs
+    /// (`--hang-timeout`).
+    pub agent: Duration,
     /// From asking the guest to power off until it has.
     pub shutdown: Duration,
 }
@@ -21,6 +24,7 @@ impl Default for Deadlines {
             boot: Duration::from_secs(60),
             test: Some(Duration::from_secs(300)),
             total: None,
+            agent: Duration::from_secs(60),
             shutdown: Duration::from_secs(20),
         }
     }
@@ -37,6 +41,7 @@ impl Deadlines {
             boot: scale(self.boot),
             test: self.test.map(scale),
             total: self.total.map(scale),
+            agent: scale(self.agent),
             shutdown: scale(self.shutdown),
         }
     }

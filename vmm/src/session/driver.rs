@@ -14,6 +14,9 @@ use crate::machine::StopReason;
 
 /// Frames that were under way when the machine stopped arrive within this time of each other.
 const LAST_WORDS: Duration = Duration::from_millis(200);
+/// How often the agent is asked for a sign before it is given up, and at the least.
+const PULSES: u32 = 12;
+const LONGEST_PULSE: Duration = Duration::from_secs(5);
 /// A stream that ends is followed by the machine's end, if that is why.
 const STOP_AFTER_CLOSE: Duration = Duration::from_secs(5);
 
@@ -152,6 +155,10 @@ impl<I> Driver<'_, I> {
                 not_ready => Ending::NotReady(not_ready),
             }
         })?;
+        let agent = self.plan.deadlines.agent;
+        if let Err(error) = self.link.watch((agent / PULSES).min(LONGEST_PULSE), agent) {
+            return Err(Ending::CannotTest(format!("no thread to watch over the guest can be had: {error}")));
+        }
         let failed_mounts = greeting.failed_mounts();
         (self.sink)(RunEvent::GuestReady {
             kernel_release: greeting.kernel_release,
@@ -258,8 +265,14 @@ impl<I> Driver<'_, I> {
         format!("the run took longer than {total} (--timeout); {running} was running")
     }
 
-    /// The stream ended: because the machine did, or for a reason of its own.
+    /// The stream ended: because the guest hangs, because the machine stopped, or for a reason of its own.
     fn lost(&mut self, error: Option<FrameError>) -> Ending {
+        if self.link.fell_silent() {
+            let limit = humantime::format_duration(self.plan.deadlines.agent);
+            return Ending::TimedOut(format!(
+                "the guest hangs: nothing was heard from its agent for {limit} (--hang-timeout)"
+            ));
+        }
         let ended = match &error {
             Some(error) => format!("the stream of the guest's agent broke: {error}"),
             None => "the guest's agent closed its stream".into(),

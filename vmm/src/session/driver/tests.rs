@@ -77,6 +77,7 @@ fn deadlines() -> Deadlines {
         boot: Duration::from_secs(20),
         test: Some(Duration::from_secs(20)),
         total: None,
+        agent: Duration::from_secs(20),
         shutdown: Duration::from_secs(20),
     }
 }
@@ -412,6 +413,25 @@ fn an_endless_test_with_endless_output_ends_at_the_runs_deadline() {
         run.outcome
     );
     assert!(matches!(run.results()[..], [("endless", TestStatus::Error, _)]));
+    assert!(run.was_stopped_by_us);
+}
+
+#[test]
+fn a_guest_that_falls_silent_hangs_and_one_that_answers_does_not() {
+    let limit = Deadlines { agent: Duration::from_millis(600), ..deadlines() };
+    let run = run_with(limit, &["suite"], |mut guest| {
+        let mut stream = guest.start_suite();
+        send(&mut stream, ToHost::TestStarted { name: "last".into() });
+        // Twice as long as it may be silent.
+        for _ in 0..24 {
+            assert_eq!(read_frame(&mut stream).unwrap(), Some(ToGuest::Ping));
+            send(&mut stream, ToHost::Pong);
+        }
+        while !matches!(read_frame::<ToGuest>(&mut stream), Ok(None) | Err(_)) {}
+    });
+    assert!(matches!(run.outcome, RunOutcome::TimedOut { .. }), "{:?}", run.outcome);
+    assert_eq!(run.reason(), "the guest hangs: nothing was heard from its agent for 600ms (--hang-timeout)");
+    assert!(matches!(run.results()[..], [("last", TestStatus::Error, _)]), "{:?}", run.results());
     assert!(run.was_stopped_by_us);
 }
 
