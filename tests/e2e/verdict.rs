@@ -106,8 +106,9 @@ fn a_test_that_never_ends_is_killed_at_its_deadline_and_the_others_run() {
 
 #[test]
 fn a_test_that_hangs_the_guests_kernel_leaves_the_results_so_far() {
-    // The only CPU belongs to a task of the highest priority from then on.
+    // The only CPU belongs to a task of the highest priority from then on; since 6.12 others get a share unless told otherwise.
     let hog = "echo 1..2; echo ok 1; sleep 2; echo -1 > /proc/sys/kernel/sched_rt_runtime_us; \
+               mount -t debugfs none /sys/kernel/debug; echo 0 > /sys/kernel/debug/sched/fair_server/cpu0/runtime; \
                chrt -f 99 sh -c 'while :; do :; done'";
     let run = Run::of(&[("a/00.t", GOOD), ("b/00.t", hog), ("c/00.t", GOOD)]);
     let finished = run.finish(&["--cpus", "1", "--hang-timeout", "12s"]);
