@@ -11,6 +11,9 @@ shift 2
 tries=3
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
+# vmm takes Ctrl-C as its own and exits with a code: without these the next try would begin.
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
 
 # Runs these tests; what they print is in $log too.
 run() {

@@ -14,8 +14,9 @@ use crate::machine::StopReason;
 
 /// Frames that were under way when the machine stopped arrive within this time of each other.
 const LAST_WORDS: Duration = Duration::from_millis(200);
-/// How often the agent is asked for a sign before it is given up, and at the least.
+/// How many times the agent is asked for a sign of life before it is given up.
 const PULSES: u32 = 12;
+/// It is asked more often when that would take longer than this from one time to the next.
 const LONGEST_PULSE: Duration = Duration::from_secs(5);
 /// A stream that ends is followed by the machine's end, if that is why.
 const STOP_AFTER_CLOSE: Duration = Duration::from_secs(5);

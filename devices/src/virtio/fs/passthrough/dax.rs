@@ -22,7 +22,7 @@ use crate::virtio::fs::constants::{DAX_FILE_SIZE, DAX_RANGE, MAPPING_READ, MAPPI
 use crate::virtio::fs::dax_window::{DaxWindow, MappedFile, watch};
 use crate::virtio::fs::device::FsError;
 
-/// What Linux sends as handle: it knows the inode only ("FIXME" in fs/fuse/dax.c).
+/// What Linux sends as handle: it knows the inode only (`fuse_setup_one_mapping` in fs/fuse/dax.c).
 const NO_HANDLE: u64 = u64::MAX;
 
 /// The share's window, if it is to have one.
