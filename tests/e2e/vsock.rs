@@ -34,7 +34,9 @@ impl Guest {
         let socket = sandbox.other().join("vsock");
         let share = format!("{}:myfs1", share.display());
         let flags = ["--vsock-socket", socket.to_str().unwrap(), "--shared-dir", &share, "--memory", "512M"];
-        let running = Vmm::sh(sandbox, &flags, &script).deadline(patience(150)).spawn();
+        // Told only when a test fails.
+        let running =
+            Vmm::sh(sandbox, &flags, &script).env("RUST_LOG", "devices=debug").deadline(patience(150)).spawn();
         Self { running, socket }
     }
 
@@ -95,8 +97,9 @@ fn much_data_each_way_arrives_unchanged_while_results_stream() {
         let (gave, took) = (give.join().unwrap(), take.join().unwrap());
         let out = guest.running.out_so_far();
         let complaints: Vec<&str> = out.lines().filter(|line| !line.starts_with("line ")).collect();
-        assert_eq!(gave.unwrap(), None, "out of the guest: {complaints:?}");
-        assert_eq!(took, Ok("same\n".to_owned()), "into the guest: {complaints:?}");
+        let said = guest.running.err_so_far();
+        assert_eq!(gave.unwrap(), None, "out of the guest: {complaints:?}\n{said}");
+        assert_eq!(took, Ok("same\n".to_owned()), "into the guest: {complaints:?}\n{said}");
     });
     let during = guest.running.out_so_far().lines().count() - before;
     drop(guest.ask("bye"));

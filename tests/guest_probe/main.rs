@@ -61,7 +61,7 @@ fn answer(connection: VsockStream) -> io::Result<()> {
         ["take", seed, bytes] => {
             let verdict = match first_difference(Pattern::new(number(seed)?), size(bytes)?, &mut reader)? {
                 None => "same\n".to_owned(),
-                Some(at) => format!("different at byte {at}\n"),
+                Some(difference) => format!("{difference:?}\n"),
             };
             // Also where it is not lost with a connection that is cut off.
             print!("{verdict}");

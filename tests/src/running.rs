@@ -143,6 +143,12 @@ impl Running {
         String::from_utf8_lossy(&self.stdout.bytes()).into_owned()
     }
 
+    /// Standard error so far.
+    #[must_use]
+    pub fn err_so_far(&self) -> String {
+        String::from_utf8_lossy(&self.stderr.bytes()).into_owned()
+    }
+
     /// Sends a signal to the process alone.
     pub fn signal(&self, signal: Signal) {
         self.child.signal(signal);

@@ -39,11 +39,27 @@ pub fn send_pattern(mut pattern: Pattern, mut bytes: u64, to: &mut impl Write) -
     Ok(())
 }
 
+/// How a stream is not the pattern that it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Difference {
+    /// It ends after so many bytes, too few.
+    EndsAt(u64),
+    /// The byte at `at` and what follows, up to 16 bytes, is not what was wanted.
+    Differs {
+        /// Bytes before it.
+        at: u64,
+        /// What came.
+        got: Vec<u8>,
+        /// What should have come.
+        wanted: Vec<u8>,
+    },
+}
+
 /// Reads the first `bytes` of a pattern; where `from` first differs from them, or ends too early, if it does.
 ///
 /// # Errors
 /// What reading says.
-pub fn first_difference(mut pattern: Pattern, bytes: u64, from: impl Read) -> io::Result<Option<u64>> {
+pub fn first_difference(mut pattern: Pattern, bytes: u64, from: impl Read) -> io::Result<Option<Difference>> {
     let mut from = from.take(bytes);
     let (mut got, mut wanted) = (vec![0; 64 << 10], vec![0; 64 << 10]);
     let mut position = 0;
@@ -56,11 +72,16 @@ pub fn first_difference(mut pattern: Pattern, bytes: u64, from: impl Read) -> io
             }
         }
         if filled == 0 {
-            return Ok((position < bytes).then_some(position));
+            return Ok((position < bytes).then_some(Difference::EndsAt(position)));
         }
         pattern.fill(&mut wanted);
         if let Some(at) = got[..filled].iter().zip(&wanted).position(|(a, b)| a != b) {
-            return Ok(Some(position + at as u64));
+            let end = filled.min(at + 16);
+            return Ok(Some(Difference::Differs {
+                at: position + at as u64,
+                got: got[at..end].to_vec(),
+                wanted: wanted[at..end].to_vec(),
+            }));
         }
         position += filled as u64;
     }
@@ -77,8 +98,10 @@ mod tests {
         assert_eq!(bytes.len(), 200_001);
         assert_eq!(first_difference(Pattern::new(7), 200_001, &bytes[..]).unwrap(), None);
         bytes[150_000] ^= 1;
-        assert_eq!(first_difference(Pattern::new(7), 200_001, &bytes[..]).unwrap(), Some(150_000));
+        let difference = first_difference(Pattern::new(7), 200_001, &bytes[..]).unwrap().unwrap();
+        assert!(matches!(difference, Difference::Differs { at: 150_000, .. }), "{difference:?}");
         assert!(first_difference(Pattern::new(8), 200_001, &bytes[..]).unwrap().is_some());
-        assert_eq!(first_difference(Pattern::new(7), 200, &bytes[..100]).unwrap(), Some(100), "it ends too early");
+        let short = first_difference(Pattern::new(7), 200, &bytes[..100]).unwrap();
+        assert_eq!(short, Some(Difference::EndsAt(100)));
     }
 }

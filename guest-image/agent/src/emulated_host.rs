@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::mount::{MountFlags, mount_move};
 use rustix::process::{Resource, Rlimit, chdir, chroot, getrlimit, setrlimit};
-use rustix::thread::{UnshareFlags, unshare_unsafe};
+use rustix::thread::{UnshareFlags, sched_getaffinity, sched_setaffinity, unshare_unsafe};
 use rustix::time::{ClockId, clock_gettime};
 use wire::{PROTOCOL_VERSION, ToHost};
 
@@ -119,6 +119,7 @@ fn set_up(timers: TimerCheck) -> Result<Server, SetupError> {
         }
     }
     let wakers = CpuWakers::start().during("start a thread on each CPU")?;
+    leave_the_first_cpu().during("keep commands off the first CPU")?;
     let server = Server::new(port, &first).during("serve on the virtio-serial port")?;
     Ok(server.with_cpu_wakers(wakers))
 }
@@ -132,6 +133,22 @@ fn start_other_cpus() {
             kernel_log::error(&format!("failed to start a CPU by {}: {error}", switch.display()));
         }
     }
+}
+
+/// Keeps this thread, and so what it will start, off CPU 0 where there is another: no guest may run on it.
+///
+/// QEMU's TCG keeps SVM's global interrupt flag of a CPU in a word, `hflags2`, that it takes for that CPU's own and changes
+/// without a lock. But whenever any CPU loads x87 state, as it does at every switch of tasks (`FXRSTOR`), `cpu_clear_ignne` in
+/// `target/i386/tcg/system/fpu_helper.c` clears a bit in that word of the first CPU, and a change that the first CPU makes at
+/// that moment is lost: CLGI or the entry or exit of a guest then did not happen as far as interrupts are concerned. One
+/// meets the host's kernel with the guest's registers, or none comes any more. A CPU that runs no guests changes nothing.
+fn leave_the_first_cpu() -> io::Result<()> {
+    let mut cpus = sched_getaffinity(None)?;
+    if cpus.count() > 1 {
+        cpus.unset(0);
+        sched_setaffinity(None, &cpus)?;
+    }
+    Ok(())
 }
 
 /// Keeps two virtual machines that never run open as long as this system lives, if they can be had.

@@ -61,7 +61,7 @@ pub struct EmulatedHostConfig {
     pub initramfs: PathBuf,
     /// The kernel's `CONFIG_HZ`, when known: it then needs no time to calibrate its delays.
     pub timer_hz: Option<NonZero<u32>>,
-    /// CPUs of the emulated host.
+    /// CPUs that commands in the emulated host, and so its guests, may use. It has one more for itself.
     pub cpus: u32,
     /// Its memory, MiB.
     pub memory_mib: u64,

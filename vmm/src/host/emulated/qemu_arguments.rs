@@ -20,6 +20,7 @@ pub(super) struct QemuArguments<'a> {
     /// Uncompressed kernel with a PVH note: started directly, no decompressor, no firmware to speak of.
     pub(super) kernel: &'a Path,
     pub(super) initramfs: &'a Path,
+    /// CPUs that may run guests. There is one more, which QEMU's faults let run none (see the agent's `emulated_host`).
     pub(super) cpus: u32,
     pub(super) memory_mib: u64,
     /// The directory that becomes the emulated host's root.
@@ -54,7 +55,7 @@ impl QemuArguments<'_> {
         // microvm has no clock that the kernel could calibrate the TSC by, and KVM needs a TSC. The HPET would be chosen
         // for deadlines and cost an exit each; the rest is only probed for.
         add(&["-M", "q35,hpet=off,usb=off,sata=off,smbus=off,vmport=off,smm=off"]);
-        add(&["-smp", &self.cpus.to_string(), "-m", &format!("{}M", self.memory_mib)]);
+        add(&["-smp", &(self.cpus + 1).to_string(), "-m", &format!("{}M", self.memory_mib)]);
 
         add(&["-add-fd", &format!("fd={},set=1", self.scratch), "-add-fd", &format!("fd={},set=2", self.console)]);
         // Nobody will ever read this disk but the emulated host itself: flushes may be forgotten.
@@ -154,7 +155,7 @@ mod tests {
     #[test]
     fn every_start_has_its_own_size_files_and_kernel_words() {
         let args = example("/");
-        assert_eq!(value(&args, "-smp"), "3");
+        assert_eq!(value(&args, "-smp"), "4");
         assert_eq!(value(&args, "-m"), "6000M");
         assert_eq!(value(&args, "-kernel"), "/cache/vmlinux");
         assert_eq!(value(&args, "-initrd"), "/cache/initramfs");
