@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Runs the end-to-end tests where KVM works: here, or in emulated hosts, one for each group of tests.
 #   e2e.sh VMM TEST_BINARY [FILTER...]
-# A group is a module of the tests. QEMU's TCG now and then kills the emulated host or a guest in it (see
-# docs/emulated-host-faults.md), and a test that meets that fails through no fault of its own. So what did not pass in an
-# emulated host is run again in a fresh one, three times in all, and the end names it; what never passes has failed. Where
-# KVM is real, nothing is run twice.
+# A group is a module of the tests. QEMU's TCG may still kill an emulated host or a guest in it (see docs/emulated-host-faults.md
+# for what it did), and a test that meets that fails through no fault of its own. So what did not pass in an emulated host is
+# run again in a fresh one, three times in all, and the end names it; what never passes has failed. Where KVM is real,
+# nothing is run twice.
 set -uo pipefail
 vmm=${1:?e2e.sh VMM TEST_BINARY [FILTER...]} binary=${2:?no test binary given}
 shift 2
