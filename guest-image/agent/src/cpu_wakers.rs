@@ -1,7 +1,7 @@
 //! A thread on each CPU that does nothing but wake up when told to.
 //!
-//! QEMU's TCG changes a CPU's set of pending interrupts without a lock when that CPU leaves a guest (`do_vmexit` in
-//! `target/i386/tcg/sysemu/svm_helper.c`, until 10.1 at least), and an interrupt that comes at that very moment can be lost:
+//! QEMU's TCG changes a CPU's set of pending interrupts without a lock when that CPU enters a guest (`helper_vmrun` in
+//! `target/i386/tcg/system/svm_helper.c`, 10.0 at least), and an interrupt that comes at that very moment can be lost:
 //! its request stays in the local APIC, but nothing looks at it before the next one comes. When it was the timer of an idle
 //! CPU there is none, and an emulated host of which every CPU waits like that has stopped for good. An interrupt from outside
 //! wakes one of its CPUs, and waking a thread on each of the others sends them one too.
