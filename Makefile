@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 CARGO ?= cargo
 # What vsock has to move each way in the tests, MiB. `make e2e VMM_TEST_VSOCK_MIB=1024` takes minutes in an emulated host.
-export VMM_TEST_VSOCK_MIB ?= 16
+export VMM_TEST_VSOCK_MIB ?= 256
 export VMM_BIN := $(CURDIR)/target/release/vmm
 VMM := target/release/vmm
 SUITE ?= pjdfstest-rs
