@@ -69,6 +69,17 @@ fn kvm_is_usable_inside_clocks_are_sound_and_scratch_is_ext4() {
 }
 
 #[test]
+fn commands_have_as_many_cpus_as_here_and_never_the_first() {
+    let sandbox = Sandbox::new();
+    let finished =
+        inside(&sandbox, &[], "nproc; sed -n 's/^Cpus_allowed_list:[[:space:]]*//p' /proc/self/status").finish();
+    finished.expect_code(0);
+    let cpus = thread::available_parallelism().unwrap().get().min(16);
+    let range = if cpus == 1 { "1".to_owned() } else { format!("1-{cpus}") };
+    assert_eq!(lines(&finished), [cpus.to_string(), range], "{finished}");
+}
+
+#[test]
 fn a_command_that_is_killed_or_not_there_has_the_code_a_shell_gives_it() {
     let sandbox = Sandbox::new();
     inside(&sandbox, &[], "kill -9 $$").finish().expect_code(137);
