@@ -1,7 +1,7 @@
 # `make run` and `make test` do their own set-up on a fresh Debian 12 with Rust. `make help` lists the rest.
 SHELL := /bin/bash
 CARGO ?= cargo
-# What vsock has to move each way in the tests, MiB. `make e2e VMM_TEST_VSOCK_MIB=1024` takes minutes in an emulated host.
+# What vsock has to move each way in the tests, MiB. `make e2e VMM_TEST_VSOCK_MIB=1024` takes a minute more.
 export VMM_TEST_VSOCK_MIB ?= 256
 export VMM_BIN := $(CURDIR)/target/release/vmm
 VMM := target/release/vmm

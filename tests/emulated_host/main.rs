@@ -74,6 +74,7 @@ fn commands_have_as_many_cpus_as_here_and_never_the_first() {
     let finished =
         inside(&sandbox, &[], "nproc; sed -n 's/^Cpus_allowed_list:[[:space:]]*//p' /proc/self/status").finish();
     finished.expect_code(0);
+    // 16 is the most that it has for commands.
     let cpus = thread::available_parallelism().unwrap().get().min(16);
     let range = if cpus == 1 { "1".to_owned() } else { format!("1-{cpus}") };
     assert_eq!(lines(&finished), [cpus.to_string(), range], "{finished}");
