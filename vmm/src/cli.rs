@@ -137,7 +137,7 @@ pub struct ServeArgs {
 /// What the guest is made of: common to `run`, `exec` and `shell`.
 #[derive(Args, Clone, Debug)]
 pub struct MachineArgs {
-    /// Guest kernel: a bzImage or vmlinux, a kernel tree, or debian:6.12 / debian:6.1
+    /// Guest kernel: a bzImage or vmlinux, a kernel tree (the newest built in it or by `vmm kernel build`), or debian:6.12 / debian:6.1
     #[arg(long, value_name = "KERNEL", default_value = "debian:6.12")]
     pub kernel: String,
     /// Number of vCPUs

@@ -2,20 +2,19 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use crate::cache::{Cache, KeyBuilder};
 use crate::error::{Error, IoContext, Result};
 use crate::kernel_image::{self, KernelFormat};
 use crate::progress::Progress;
 
-use super::Kernel;
+use super::{Kernel, tree};
 
 /// First folder below the cache's root: what was taken out of kernels of the user's.
 const KIND: &str = "unpacked-kernel";
 
 pub(super) fn resolve(cache: &Cache, path: &Path, progress: &dyn Progress) -> Result<Kernel> {
-    let image = if path.is_dir() { newest_in_tree(path)? } else { path.to_owned() };
+    let image = if path.is_dir() { newest_of_tree(cache, path)? } else { path.to_owned() };
     // Identified before it is read as a whole, so that a wrong file is refused at once.
     let kernel = kernel_image::identify(&image)?;
     let image = fs::canonicalize(&image).at("find", &image)?;
@@ -50,13 +49,18 @@ pub(super) fn resolve(cache: &Cache, path: &Path, progress: &dyn Progress) -> Re
     })
 }
 
-/// The kernels that a tree may have, and the newest one.
-fn newest_in_tree(tree: &Path) -> Result<PathBuf> {
-    let candidates = ["arch/x86/boot/bzImage", "vmlinux"].map(|c| tree.join(c));
-    let changed = |p: &PathBuf| fs::metadata(p).and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
-    // Of two that are equally new the bzImage is taken: it is made of the other.
-    let newest = candidates.into_iter().rev().filter(|p| p.is_file()).max_by_key(changed);
-    newest.ok_or_else(|| Error::NoKernel {
+/// The newest of the kernels that a tree may have: built in it, or by `vmm kernel build` from it.
+fn newest_of_tree(cache: &Cache, tree: &Path) -> Result<PathBuf> {
+    let in_tree = |name: &str| {
+        let path = tree.join(name);
+        let changed = fs::metadata(&path).ok().filter(fs::Metadata::is_file)?.modified().ok()?;
+        Some((path, changed))
+    };
+    let built = fs::canonicalize(tree).ok().and_then(|tree| tree::last_built(cache, &tree));
+    // Of two in the tree that are equally new the bzImage is taken: it is made of the other.
+    let candidates = [built, in_tree("vmlinux"), in_tree("arch/x86/boot/bzImage")];
+    let newest = candidates.into_iter().flatten().max_by_key(|(_, changed)| *changed);
+    newest.map(|(path, _)| path).ok_or_else(|| Error::NoKernel {
         path: tree.to_owned(),
         reason: "the folder has neither arch/x86/boot/bzImage nor vmlinux; build it first, as with: vmm kernel build \
                  --tree DIR"
@@ -105,19 +109,20 @@ mod tests {
     fn touch(path: &Path, seconds: u64) {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         let file = fs::File::create(path).unwrap();
-        file.set_modified(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds)).unwrap();
+        file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds)).unwrap();
     }
 
     #[test]
     fn the_newest_kernel_of_a_tree_is_taken() {
-        let tree = tempfile::tempdir().unwrap();
-        assert!(matches!(newest_in_tree(tree.path()), Err(Error::NoKernel { .. })));
-        touch(&tree.path().join("vmlinux"), 100);
-        assert_eq!(newest_in_tree(tree.path()).unwrap(), tree.path().join("vmlinux"));
-        touch(&tree.path().join("arch/x86/boot/bzImage"), 100);
-        assert_eq!(newest_in_tree(tree.path()).unwrap(), tree.path().join("arch/x86/boot/bzImage"));
-        touch(&tree.path().join("vmlinux"), 101);
-        assert_eq!(newest_in_tree(tree.path()).unwrap(), tree.path().join("vmlinux"));
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path().join("cache")).unwrap();
+        let tree = dir.path().join("linux");
+        let newest = || newest_of_tree(&cache, &tree);
+        assert!(matches!(newest(), Err(Error::NoKernel { .. })));
+        for (name, seconds) in [("vmlinux", 100), ("arch/x86/boot/bzImage", 100), ("vmlinux", 101)] {
+            touch(&tree.join(name), seconds);
+            assert_eq!(newest().unwrap(), tree.join(name));
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::error::Error;
 pub enum KernelSpec {
     /// From Debian's package.
     Debian(DebianKernel),
-    /// A bzImage (`vmlinuz`), a vmlinux, or a kernel tree, whose newest of the two is taken.
+    /// A bzImage (`vmlinuz`), a vmlinux, or a kernel tree, whose newest is taken: built there or by `vmm kernel build`.
     Path(PathBuf),
 }
 

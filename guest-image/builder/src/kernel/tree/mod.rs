@@ -9,8 +9,9 @@ mod identity;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
-use crate::cache::{Cache, KeyBuilder, sha256_bytes};
+use crate::cache::{Cache, Key, KeyBuilder, sha256_bytes};
 use crate::debian_root::EPOCH;
 use crate::error::{Error, IoContext, Result};
 use crate::progress::Progress;
@@ -22,6 +23,8 @@ use super::KernelConfig;
 pub(super) const KIND: &str = "built-kernel";
 /// First folder below the cache's root: objects, kept from build to build.
 pub(super) const OBJECTS: &str = "kernel-objects";
+/// First folder below the cache's root: which finished kernel was last asked for from a tree.
+const OF_TREE: &str = "kernel-of-tree";
 
 /// What to build.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,8 +83,32 @@ pub fn build(cache: &Cache, request: &BuildRequest, progress: &dyn Progress) -> 
         keep("arch/x86/boot/bzImage", "bzImage")?;
         keep(".config", "config")
     })?;
+    remember(cache, &tree, &dir, progress)?;
     let vanished = fragment::vanished(&KernelConfig::read(&dir.join("config"))?);
     Ok(BuiltKernel { image: dir.join("bzImage"), vanished, cached })
+}
+
+/// The bzImage that [`build`] last gave for the tree at this (canonical) path and when that was, if the cache still has it.
+pub(super) fn last_built(cache: &Cache, tree: &Path) -> Option<(PathBuf, SystemTime)> {
+    let entry = cache.get(OF_TREE, &key_of_tree(tree))?;
+    let image = fs::canonicalize(entry.join("kernel")).ok()?.join("bzImage");
+    let asked = fs::metadata(entry).and_then(|m| m.modified()).ok()?;
+    image.is_file().then_some((image, asked))
+}
+
+/// Notes that `built` is what `tree` now comes to, also when it was built before: an edit may have been undone.
+fn remember(cache: &Cache, tree: &Path, built: &Path, progress: &dyn Progress) -> Result<()> {
+    let Ok(below_cache) = built.strip_prefix(cache.root()) else { return Ok(()) };
+    let target = Path::new("../..").join(below_cache);
+    cache.rebuild(OF_TREE, &key_of_tree(tree), progress, |dir| {
+        let link = dir.join("kernel");
+        std::os::unix::fs::symlink(&target, &link).at("link", link)
+    })?;
+    Ok(())
+}
+
+fn key_of_tree(tree: &Path) -> Key {
+    KeyBuilder::default().with("tree", tree.as_os_str().as_encoded_bytes()).finish()
 }
 
 fn check_tree(tree: &Path) -> Result<()> {
@@ -168,6 +195,27 @@ mod tests {
 
     fn request(tree: &Path) -> BuildRequest {
         BuildRequest { tree: tree.to_owned(), config: None, jobs: 1 }
+    }
+
+    #[test]
+    fn the_kernel_last_asked_for_is_remembered_for_its_tree_until_it_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path().join("cache")).unwrap();
+        let tree = dir.path().join("linux");
+        assert_eq!(last_built(&cache, &tree), None);
+        let built = ["old", "new"].map(|name| {
+            let key = KeyBuilder::default().with("tree", name).finish();
+            let write = |dir: &Path| fs::write(dir.join("bzImage"), name).at("write", dir);
+            (cache.ensure(KIND, &key, &Silent, write).unwrap(), key)
+        });
+        for (entry, _) in [&built[0], &built[1], &built[0]] {
+            remember(&cache, &tree, entry, &Silent).unwrap();
+            let (image, _) = last_built(&cache, &tree).unwrap();
+            assert_eq!(image, fs::canonicalize(entry).unwrap().join("bzImage"));
+        }
+        assert_eq!(last_built(&cache, &dir.path().join("other")), None);
+        cache.remove(KIND, built[0].1.as_str()).unwrap();
+        assert_eq!(last_built(&cache, &tree), None);
     }
 
     #[test]
