@@ -80,7 +80,7 @@ with_vmm() { # with_vmm PROGRAM CPUS COMMAND
   local program=$1
   shift
   # shellcheck disable=SC2086 # the command's words
-  "$base/bin/$program" --cache-dir "$cache" exec --host kvm --kernel "$kernel" --memory 1G --cpus "$1" --shared-dir "$base/myfs1:myfs1" --shared-dir "$base/myfs2:myfs2" -- $2
+  "$base/bin/$program" --cache-dir "$cache" exec ${VMM_FLAGS:-} --host kvm --kernel "$kernel" --memory 1G --cpus "$1" --shared-dir "$base/myfs1:myfs1" --shared-dir "$base/myfs2:myfs2" -- $2
 }
 candidate_vmm() { with_vmm vmm "$@"; }
 candidate_other() { with_vmm other "$@"; }

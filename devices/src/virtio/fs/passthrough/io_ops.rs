@@ -107,10 +107,19 @@ impl PassthroughFs {
         from.read_to(&mut GuestIo { file: &open.file, append: how.append }, size as usize, offset)
     }
 
-    /// FLUSH, one per close in the guest: errors of writes that the host put off (NFS, quotas) show up on closing a
+    /// FLUSH, one per close in the guest: errors of writes that the host put off (as NFS does) show up on closing a
     /// descriptor, so one is closed.
+    ///
+    /// # Errors
+    /// What closing told. ENOSYS where it never tells anything and nobody's locks hang on it: Linux takes that for success,
+    /// still writes dirty pages of mappings back on close, and sends no FLUSH again (`fuse_flush` in fs/fuse/file.c). That
+    /// is so for all of the share, so files of a network file system mounted below it report on fsync and not on close.
     pub(super) fn flush_file(&self, node: u64, handle: u64, owner: u64) -> io::Result<()> {
         let open = self.handles.get(handle, node)?;
+        let in_roots_file_system = self.node(node).is_ok_and(|node| node.key.dev == self.nodes.root().key.dev);
+        if self.closes_silently && in_roots_file_system && !self.has(init_flag::POSIX_LOCKS) {
+            return Err(errno(libc::ENOSYS));
+        }
         // Closing any descriptor of a file ends all the owner's POSIX locks on it (fcntl(2)).
         self.unlock_owner(node, owner);
         let copy = rustix::io::fcntl_dupfd_cloexec(&open.file, 0)?;

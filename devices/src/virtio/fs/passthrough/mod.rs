@@ -43,7 +43,7 @@ pub(super) use credentials::{Caller, Creator, Label, prepare_thread};
 pub(super) use descriptor_budget::{DescriptorBudget, Permit};
 use file_handle::FileHandle;
 use handle_table::HandleTable;
-use host::{ProcFds, file_type, statx_fd};
+use host::{ProcFds, closes_silently, file_type, statx_fd};
 
 use inode_table::NodeTable;
 pub(super) use io_ops::{AllocateRange, CopyRange};
@@ -76,6 +76,8 @@ pub(super) struct PassthroughFs {
     identity: Identity,
     cache: CachePolicy,
     read_only: bool,
+    /// See [`closes_silently`]: of the root's file system.
+    closes_silently: bool,
     xattr: bool,
     xattr_map: XattrMap,
     uids: IdMap,
@@ -112,6 +114,7 @@ impl PassthroughFs {
         // A directory in the middle of a mount is a root to the guest all the same.
         let handled = handled(&mounts, &stat, &root, &proc_fds).map(|handled| Handled { generation: 0, ..handled });
         Ok(PassthroughFs {
+            closes_silently: closes_silently(&root),
             wanted: wanted(config, mounts.is_enabled()),
             nodes: NodeTable::new(key, root, handled, budget).map_err(share)?,
             mounts,
