@@ -69,10 +69,21 @@ thread_local! {
     /// Whether CAP_FSETID is missing from this thread's effective set because this module took it out. Kept across
     /// requests: a guest's writes come in long runs by one user, so most of them need no system call here.
     static FSETID_DROPPED: Cell<bool> = const { Cell::new(false) };
+    /// Whether this thread's working directory is its own and is [`PROC_FDS`].
+    static WORKS_IN_PROC_FDS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The process's open descriptors as links.
+const PROC_FDS: &str = "/proc/self/fd";
+
+/// Whether a relative path is one below `/proc/self/fd` for the calling thread.
+pub(super) fn works_in_proc_fds() -> bool {
+    WORKS_IN_PROC_FDS.get()
 }
 
 /// Makes the calling thread fit to serve requests: a umask of its own, which is zero because the guest has applied its
-/// caller's, and none of the server's own supplementary groups.
+/// caller's, none of the server's own supplementary groups, and `/proc/self/fd` as its working directory, so that calls
+/// which take nothing but a path find a descriptor in one step.
 ///
 /// # Errors
 /// The thread's file system context could not be separated from the process's.
@@ -80,6 +91,7 @@ pub(crate) fn prepare_thread() -> io::Result<()> {
     // SAFETY: only the working directory, root and umask become this thread's own (CLONE_FS); no descriptor is touched.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?;
     rustix::process::umask(Mode::empty());
+    WORKS_IN_PROC_FDS.set(rustix::process::chdir(PROC_FDS).is_ok());
     if geteuid().is_root() {
         // Not fatal: a user namespace may forbid it (/proc/self/setgroups), then the groups are nobody's anyway.
         if let Err(error) = set_thread_groups(&[]) {

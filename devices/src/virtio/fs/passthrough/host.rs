@@ -8,6 +8,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use fuse_backend_rs::abi::fuse_abi::stat64;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Statx, StatxFlags};
 
+use super::credentials::works_in_proc_fds;
+
 /// What is asked of every statx: what FUSE reports, and time of birth and mount for [`super::node::NodeKey`].
 ///
 /// STATX_MNT_ID_UNIQUE (Linux 6.8) makes it an id that is never used again; older kernels ignore the bit.
@@ -52,7 +54,7 @@ pub(super) struct FdPath<'f> {
     _fd: BorrowedFd<'f>,
 }
 
-/// Everything before the number.
+/// What stands before the number.
 const PROC_PREFIX: &str = "/proc/self/fd/";
 
 impl<'f> FdPath<'f> {
@@ -65,8 +67,11 @@ impl<'f> FdPath<'f> {
         FdPath { text, _fd: fd }
     }
 
-    /// `/proc/self/fd/N`.
+    /// A path for the calling thread: `N` where that leads there, else `/proc/self/fd/N`.
     pub(super) fn path(&self) -> &CStr {
+        if works_in_proc_fds() {
+            return self.name();
+        }
         CStr::from_bytes_until_nul(&self.text).unwrap_or_default()
     }
 
@@ -127,4 +132,27 @@ pub(super) fn to_stat64(stat: &Statx) -> stat64 {
     out.st_ctime = stat.stx_ctime.tv_sec;
     out.st_ctime_nsec = stat.stx_ctime.tv_nsec.into();
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::credentials::prepare_thread;
+    use super::*;
+
+    #[test]
+    fn a_descriptors_path_leads_to_its_file_in_threads_that_serve_and_in_others() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "here").unwrap();
+        let read = move || {
+            let path = FdPath::new(&file).path().to_owned();
+            (path.to_bytes().len(), std::fs::read_to_string(path.to_str().unwrap()).unwrap())
+        };
+        let (long, text) = read();
+        assert_eq!(text, "here");
+        let serving = std::thread::spawn(move || {
+            prepare_thread().unwrap();
+            read()
+        });
+        assert_eq!(serving.join().unwrap(), (long - "/proc/self/fd/".len(), text));
+    }
 }
