@@ -168,3 +168,12 @@ fn a_bad_line_in_a_test_list_is_refused_with_its_number() {
         refused(&sandbox, ["run", flag, "/nonexistent/list"], &["/nonexistent/list"]);
     }
 }
+
+#[test]
+fn comparing_what_is_no_results_folder_is_refused() {
+    let sandbox = Sandbox::new();
+    let folder = sandbox.work();
+    let path = folder.to_str().unwrap();
+    refused(&sandbox, ["compare", path, path], &[path, "no results folder"]);
+    refused(&sandbox, ["compare", path], &["<NEW>"]);
+}

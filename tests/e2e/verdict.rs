@@ -163,6 +163,20 @@ fn the_replay_script_runs_the_same_again() {
 }
 
 #[test]
+fn two_runs_are_compared_test_by_test() {
+    let run = Run::of(&[("a/00.t", "echo 1..2; echo ok 1; [ $(nproc) -eq 1 ] && echo ok 2 || echo not ok 2")]);
+    run.finish(&[]).expect_code(0);
+    let good = run.dir();
+    run.finish(&["--cpus", "2"]).expect_code(1);
+    let bad = run.dir();
+    let compare = |old: &PathBuf, new: &PathBuf| {
+        Vmm::new(&run.sandbox, ["compare", old.to_str().unwrap(), new.to_str().unwrap()]).finish()
+    };
+    compare(&good, &bad).expect_code(1).expect_in_out("Worse (1):\n   pass -> fail").expect_in_out("Same (1)");
+    compare(&bad, &good).expect_code(0).expect_in_out("Better (1):");
+}
+
+#[test]
 fn arguments_after_two_dashes_choose_tests() {
     let run = Run::of(&[("a/00.t", GOOD), ("b/00.t", GOOD)]);
     run.finish(&["--", "b/00.t"]).expect_code(0).expect_in_out("\nPassed all 2 tests\n");

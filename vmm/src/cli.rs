@@ -41,6 +41,8 @@ pub enum Command {
     Kernel(command::kernel::KernelArgs),
     /// Add, list and show test suites
     Suite(command::suite::SuiteArgs),
+    /// Tell what changed between the results of two runs
+    Compare(command::compare::CompareArgs),
     /// Check whether this machine can run guests, and say what to mend
     Doctor(command::doctor::DoctorArgs),
     /// Use the emulated host: a Linux with working KVM where this machine has none

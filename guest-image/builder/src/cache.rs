@@ -72,10 +72,17 @@ pub struct EntryInfo {
     pub key: String,
     /// Where it is.
     pub path: PathBuf,
-    /// Space that it takes on disk, bytes.
-    pub bytes: u64,
     /// When it was finished.
     pub made: SystemTime,
+}
+
+impl EntryInfo {
+    /// Space that it takes on disk, bytes. Looks at every file in it.
+    #[must_use]
+    pub fn disk_usage(&self) -> u64 {
+        let files = walkdir::WalkDir::new(&self.path).into_iter().flatten();
+        files.filter_map(|file| file.metadata().ok()).map(|meta| meta.blocks()).sum::<u64>() * 512
+    }
 }
 
 /// A folder in the making; gone when dropped.
@@ -269,21 +276,26 @@ impl Cache {
         let mut entries = Vec::new();
         for kind in subfolders(&self.root)? {
             let name = file_name(&kind);
-            if [TMP, LOCKS, STAMPS].contains(&name.as_str()) {
-                continue;
-            }
-            for path in subfolders(&kind)? {
-                let made = fs::metadata(&path).and_then(|m| m.modified()).at("look at", &path)?;
-                entries.push(EntryInfo {
-                    kind: name.clone(),
-                    key: file_name(&path),
-                    bytes: disk_usage(&path),
-                    made,
-                    path,
-                });
+            if ![TMP, LOCKS, STAMPS].contains(&name.as_str()) {
+                entries.extend(self.list_kind(&name)?);
             }
         }
         entries.sort_by(|a, b| (&a.kind, a.made).cmp(&(&b.kind, b.made)));
+        Ok(entries)
+    }
+
+    /// The finished entries of one kind, by age; none if nothing of the kind was ever made.
+    ///
+    /// # Errors
+    /// The cache cannot be read.
+    pub fn list_kind(&self, kind: &str) -> Result<Vec<EntryInfo>> {
+        let folder = self.root.join(kind);
+        let mut entries = Vec::new();
+        for path in if folder.exists() { subfolders(&folder)? } else { Vec::new() } {
+            let made = fs::metadata(&path).and_then(|m| m.modified()).at("look at", &path)?;
+            entries.push(EntryInfo { kind: kind.to_owned(), key: file_name(&path), made, path });
+        }
+        entries.sort_by_key(|entry| entry.made);
         Ok(entries)
     }
 
@@ -496,12 +508,6 @@ fn subfolders(path: &Path) -> Result<Vec<PathBuf>> {
 
 fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-fn disk_usage(path: &Path) -> u64 {
-    let blocks =
-        walkdir::WalkDir::new(path).into_iter().flatten().filter_map(|e| e.metadata().ok()).map(|m| m.blocks());
-    blocks.sum::<u64>() * 512
 }
 
 #[cfg(test)]

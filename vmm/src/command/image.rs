@@ -72,12 +72,13 @@ fn build(cache: &Cache, update: bool, progress: &TerminalProgress) -> anyhow::Re
 }
 
 fn list(cache: &Cache) -> anyhow::Result<ExitCode> {
-    let entries = cache.list()?;
     let mut out = std::io::stdout().lock();
-    for EntryInfo { kind, key, bytes, made, .. } in &entries {
-        writeln!(out, "{kind:16} {key}  {:>10}  {}", size(*bytes), age(*made))?;
+    let mut total = 0;
+    for entry in cache.list()? {
+        let bytes = entry.disk_usage();
+        total += bytes;
+        writeln!(out, "{:16} {}  {:>10}  {}", entry.kind, entry.key, size(bytes), age(entry.made))?;
     }
-    let total = entries.iter().map(|e| e.bytes).sum();
     writeln!(out, "{} in {}", size(total), cache.root().display())?;
     Ok(ExitCode::Success)
 }
@@ -121,7 +122,7 @@ mod tests {
     use super::*;
 
     fn entry(kind: &str, key: &str) -> EntryInfo {
-        EntryInfo { kind: kind.into(), key: key.into(), path: PathBuf::new(), bytes: 0, made: SystemTime::now() }
+        EntryInfo { kind: kind.into(), key: key.into(), path: PathBuf::new(), made: SystemTime::now() }
     }
 
     fn chosen(wanted: &[&str]) -> anyhow::Result<Vec<String>> {

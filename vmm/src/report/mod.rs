@@ -16,6 +16,7 @@ mod printable;
 mod replay;
 mod reporter;
 mod results_dir;
+mod saved_run;
 mod summary;
 mod terminal;
 #[cfg(test)]
@@ -24,5 +25,7 @@ mod test_events;
 pub use error::ReportError;
 pub use fan_out::{ReportConfig, Reporters};
 pub use manifest::{ManifestFile, ManifestInputs, ManifestShare};
+pub(crate) use printable::printable;
 pub use results_dir::check as check_results_dir;
+pub use saved_run::{SavedResult, SavedRun, SavedRunError};
 pub use terminal::{TerminalConfig, Verbosity};

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 /// `text` with every character that a terminal acts on shown as an escape: C0 and C1 controls, DEL, and the marks that
 /// reverse the direction of what follows. Line breaks become visible too: one call, one line.
-pub(super) fn printable(text: &str) -> Cow<'_, str> {
+pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     if !text.chars().any(is_unfit) {
         return Cow::Borrowed(text);
     }

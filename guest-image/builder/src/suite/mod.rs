@@ -77,7 +77,7 @@ pub fn manifests(cache: &Cache) -> Result<Vec<Manifest>> {
     let mut all: Vec<Manifest> =
         BUILT_IN.iter().filter_map(|b| Manifest::parse("a built-in manifest", b.manifest).ok()).collect();
     let mut own = Vec::new();
-    for entry in cache.list()?.into_iter().filter(|entry| entry.kind == KIND) {
+    for entry in cache.list_kind(KIND)? {
         let path = entry.path.join(OWN_MANIFEST);
         if let Ok(text) = fs::read_to_string(&path) {
             own.push(Manifest::parse(&path.display().to_string(), &text)?);
