@@ -44,7 +44,7 @@ struct Sequence<'g> {
 }
 
 fn attributes(out: &fuse_backend_rs::abi::fuse_abi::Attr) -> String {
-    describe(out.mode, out.nlink, out.size, (out.uid, out.gid), out.blocks)
+    describe(out.mode, out.nlink, out.size, (out.uid, out.gid))
 }
 
 fn empty(answer: Result<Vec<u8>, i32>) -> Outcome {
