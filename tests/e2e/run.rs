@@ -51,6 +51,7 @@ fn pjdfstest_rs_passes_and_leaves_its_results() {
     let kernel_log = fs::read_to_string(dir.join("kernel.log")).unwrap();
     assert!(kernel_log.starts_with("[    0.000000] Linux version"), "{kernel_log}");
     assert!(kernel_log.contains("Run /init as init process"), "{kernel_log}");
+    assert!(fs::read_to_string(dir.join("report.html")).unwrap().contains(r#""verdict":"Passed all "#));
     assert!(fs::read_to_string(dir.join("replay.sh")).unwrap().contains("run --host kvm pjdfstest-rs"));
     sandbox.assert_only_results_left();
 }

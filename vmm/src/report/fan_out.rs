@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use super::artefacts::Artefacts;
 use super::atomic_file::write_atomically;
 use super::error::ReportError;
+use super::html::Html;
 use super::json_lines::JsonLines;
 use super::junit::Junit;
 use super::kernel_log::KernelLog;
@@ -116,6 +117,7 @@ impl Reporters {
             Box::new(kernel_log),
             Box::new(Artefacts::new(path.join("artefacts"))),
             Box::new(Junit::new(path.to_path_buf())),
+            Box::new(Html::new(path.to_path_buf())),
             Box::new(SummaryFile::new(path.to_path_buf())),
             Box::new(terminal),
         ];

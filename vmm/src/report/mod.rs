@@ -8,6 +8,7 @@ mod artefacts;
 mod atomic_file;
 mod error;
 mod fan_out;
+mod html;
 mod json_lines;
 mod junit;
 mod kernel_log;

@@ -128,7 +128,16 @@ fn a_run_leaves_its_folder_with_everything_in_it() {
     let mut names: Vec<_> =
         fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
-    let wanted = ["artefacts", "events.jsonl", "junit.xml", "kernel.log", "manifest.json", "replay.sh", "results.json"];
+    let wanted = [
+        "artefacts",
+        "events.jsonl",
+        "junit.xml",
+        "kernel.log",
+        "manifest.json",
+        "replay.sh",
+        "report.html",
+        "results.json",
+    ];
     assert_eq!(names, wanted);
     let seen = events(&dir);
     assert_eq!(seen.len(), told.len(), "one RunStarted and one RunFinished");

@@ -1,0 +1,328 @@
+//! `report.html`: the run as one page that needs nothing else, to look at, to filter and to pass on.
+//!
+//! The results are JSON in the page; its script puts them there as text only, so nothing a guest says becomes markup.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::atomic_file::write_atomically;
+use super::printable::printable;
+use super::reporter::{FinishedRun, Reporter, outcome_in_words};
+use crate::exit_code::ExitCode;
+use crate::session::{RunEvent, TimedEvent};
+use crate::verdict::{Counts, Judgement, Row, Tally};
+
+const PAGE: &str = include_str!("html_page.html");
+/// Where in the page the results go.
+const DATA: &str = "@DATA@";
+/// The end of a bad test's output that is shown, bytes; its artefacts have more.
+const OUTPUT_SHOWN: usize = 16 << 10;
+/// All output in the page, bytes.
+const ALL_OUTPUT: usize = 8 << 20;
+/// The end of the kernel's log that is shown, bytes.
+const KERNEL_LOG_SHOWN: usize = 64 << 10;
+
+/// Stands in for a test's name where a suite fell over.
+const WHOLE_SUITE: &str = "(the whole suite)";
+
+/// Keeps the ends of what was printed; the page is written when the run ends, however it ends.
+pub(super) struct Html {
+    dir: PathBuf,
+    printed: Tail,
+    kernel_log: Tail,
+    /// Suite and name of the test that has begun and not ended.
+    running: Option<(String, String)>,
+    /// What bad tests printed, by suite and test.
+    outputs: HashMap<(String, String), String>,
+    output_left: usize,
+}
+
+impl Html {
+    /// Will write `report.html` in `dir`.
+    pub(super) fn new(dir: PathBuf) -> Self {
+        Self {
+            dir,
+            printed: Tail::new(OUTPUT_SHOWN),
+            kernel_log: Tail::new(KERNEL_LOG_SHOWN),
+            running: None,
+            outputs: HashMap::new(),
+            output_left: ALL_OUTPUT,
+        }
+    }
+
+    fn keep_output(&mut self, suite: &str, test: &str) {
+        let text = self.printed.take();
+        if !text.is_empty() && text.len() <= self.output_left {
+            self.output_left -= text.len();
+            self.outputs.insert((suite.to_owned(), test.to_owned()), text);
+        }
+    }
+
+    fn page(&mut self, run: &FinishedRun<'_>) -> io::Result<String> {
+        if let Some((suite, test)) = self.running.take() {
+            self.keep_output(&suite, &test);
+        }
+        let kernel_log = self.kernel_log.text();
+        let tests = run.tally.suites().iter().flat_map(|suite| {
+            let rows = suite.tests.iter().map(|row| self.test(&suite.name, row));
+            let whole = suite.trouble.as_ref().map(|trouble| self.without_result(&suite.name, WHOLE_SUITE, trouble));
+            let cut = suite.running.as_ref().map(|test| {
+                let why = outcome_in_words(run.outcome).unwrap_or_else(|| "it never ended".to_owned());
+                self.without_result(&suite.name, test, &format!("no result: {why}"))
+            });
+            rows.chain(cut).chain(whole)
+        });
+        let data = Data {
+            run: run.name,
+            verdict: verdict(run),
+            exit_code: run.exit_code as u8,
+            facts: facts(run),
+            tests: tests.collect(),
+            not_listed: run.tally.rows_dropped(),
+            kernel_log: shown(&kernel_log),
+        };
+        // `</script>` and `<!--` would end or change the element that the data are in.
+        let json = serde_json::to_string(&data)?.replace('<', "\\u003c");
+        Ok(PAGE.replacen(DATA, &json, 1))
+    }
+
+    fn test(&self, suite: &str, row: &Row) -> Test {
+        Test {
+            suite: printable(suite).into_owned(),
+            test: printable(&row.test).into_owned(),
+            judgement: row.judgement,
+            duration_us: row.duration_us,
+            message: shown(&row.message),
+            baseline: shown(&row.baseline),
+            output: self.output(suite, &row.test),
+        }
+    }
+
+    /// What the suite told no result of.
+    fn without_result(&self, suite: &str, test: &str, message: &str) -> Test {
+        Test {
+            suite: printable(suite).into_owned(),
+            test: printable(test).into_owned(),
+            judgement: Judgement::Error,
+            duration_us: 0,
+            message: shown(message),
+            baseline: String::new(),
+            output: self.output(suite, test),
+        }
+    }
+
+    fn output(&self, suite: &str, test: &str) -> String {
+        self.outputs.get(&(suite.to_owned(), test.to_owned())).map(|text| shown(text)).unwrap_or_default()
+    }
+}
+
+impl Reporter for Html {
+    fn name(&self) -> &'static str {
+        "report.html"
+    }
+
+    fn on_event(&mut self, event: &TimedEvent, judgement: Option<Judgement>, _: &Tally) -> io::Result<()> {
+        match &event.event {
+            RunEvent::Output { text, .. } => self.printed.push(text),
+            RunEvent::KernelLog { text } => self.kernel_log.push(text),
+            RunEvent::SuiteStarted { .. } => drop(self.printed.take()),
+            RunEvent::TestStarted { suite, test } => {
+                self.running = Some((suite.clone(), test.clone()));
+                drop(self.printed.take());
+            }
+            RunEvent::TestFinished { suite, test, .. } => {
+                self.running = None;
+                match judgement {
+                    Some(Judgement::Fail | Judgement::Error | Judgement::ExpectedFail) => self.keep_output(suite, test),
+                    _ => drop(self.printed.take()),
+                }
+            }
+            RunEvent::SuiteFinished { suite, .. } => {
+                self.running = None;
+                self.keep_output(suite, WHOLE_SUITE);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, run: &FinishedRun<'_>) -> io::Result<()> {
+        let page = self.page(run)?;
+        write_atomically(&self.dir, "report.html", 0o644, page.as_bytes())
+    }
+}
+
+#[derive(Serialize)]
+struct Data<'a> {
+    run: &'a str,
+    verdict: String,
+    exit_code: u8,
+    facts: Vec<(&'static str, String)>,
+    tests: Vec<Test>,
+    not_listed: u64,
+    kernel_log: String,
+}
+
+#[derive(Serialize)]
+struct Test {
+    suite: String,
+    test: String,
+    judgement: Judgement,
+    duration_us: u64,
+    message: String,
+    baseline: String,
+    output: String,
+}
+
+/// One sentence: what the exit code says.
+fn verdict(run: &FinishedRun<'_>) -> String {
+    let counts = run.tally.counts();
+    if let Some(words) = outcome_in_words(run.outcome) {
+        return shown(&words);
+    }
+    match run.exit_code {
+        ExitCode::Success => format!("Passed all {} tests", counts.ran()),
+        ExitCode::NothingRan => "Nothing ran".to_owned(),
+        ExitCode::Regression if counts.bad() > 0 => format!("Failed {} of {} tests", counts.bad(), counts.ran()),
+        ExitCode::Regression => "A suite did not come to its end".to_owned(),
+        _ => "Could not be tested".to_owned(),
+    }
+}
+
+fn facts(run: &FinishedRun<'_>) -> Vec<(&'static str, String)> {
+    let Counts { pass, fail, error, skip, expected_fail, fixed, expunged } = run.tally.counts();
+    let counted = [
+        (pass, "passed"),
+        (fail, "failed"),
+        (error, "errors"),
+        (skip, "skipped"),
+        (expected_fail, "failed as expected"),
+        (fixed, "passed though expected to fail"),
+        (expunged, "expunged"),
+    ];
+    let counts: Vec<_> = counted.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
+    let kernel = run.kernel_release.map_or_else(|| "no guest came up".to_owned(), |k| printable(k).into_owned());
+    vec![
+        ("Results", if counts.is_empty() { "none".to_owned() } else { counts.join(", ") }),
+        ("Kernel", kernel),
+        ("Host", run.host.to_owned()),
+        ("Started", run.started.to_owned()),
+        ("Took", format!("{:.1} s", run.duration.as_secs_f64())),
+        ("Exit code", (run.exit_code as u8).to_string()),
+        ("Run again with", printable(run.command).into_owned()),
+    ]
+}
+
+/// Text of several lines without anything that would turn it around or hide in it.
+fn shown(text: &str) -> String {
+    text.lines().map(printable).collect::<Vec<_>>().join("\n")
+}
+
+/// The first boundary between characters at `at` bytes or behind.
+fn char_boundary(text: &str, at: usize) -> usize {
+    (at..text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len())
+}
+
+/// The end of a text of any length.
+struct Tail {
+    text: String,
+    limit: usize,
+    cut: bool,
+}
+
+impl Tail {
+    fn new(limit: usize) -> Self {
+        Self { text: String::new(), limit, cut: false }
+    }
+
+    fn push(&mut self, text: &str) {
+        let over = text.len().saturating_sub(self.limit);
+        let text = &text[char_boundary(text, over)..];
+        self.cut |= over > 0;
+        self.text.push_str(text);
+        // Not with every piece: moving the rest costs as much as it is long.
+        if self.text.len() > 2 * self.limit {
+            self.trim();
+        }
+    }
+
+    fn trim(&mut self) {
+        let over = self.text.len().saturating_sub(self.limit);
+        self.text.drain(..char_boundary(&self.text, over));
+        self.cut |= over > 0;
+    }
+
+    fn text(&mut self) -> String {
+        self.trim();
+        let mark = if self.cut { "[…]\n" } else { "" };
+        format!("{mark}{}", self.text)
+    }
+
+    fn take(&mut self) -> String {
+        let text = if self.text.is_empty() { String::new() } else { self.text() };
+        *self = Self::new(self.limit);
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::test_events::{GARBAGE, finished_run, hostile_run};
+    use crate::session::RunOutcome;
+
+    /// The page's data after the run that `test_events` tells.
+    fn data_of(page: &str) -> serde_json::Value {
+        let (_, rest) = page.split_once(r#"id="data">"#).unwrap();
+        let (json, _) = rest.split_once("</script>").unwrap();
+        serde_json::from_str(json).unwrap()
+    }
+
+    fn page_of_hostile_run() -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let mut html = Html::new(dir.path().to_owned());
+        let mut tally = Tally::default();
+        for event in hostile_run() {
+            let judgement = tally.on_event(&event.event);
+            html.on_event(&event, judgement, &tally).unwrap();
+        }
+        let outcome = RunOutcome::GuestDied { reason: GARBAGE.into() };
+        html.finish(&finished_run(&tally, &outcome, ExitCode::GuestDied)).unwrap();
+        std::fs::read_to_string(dir.path().join("report.html")).unwrap()
+    }
+
+    #[test]
+    fn the_page_has_every_result_and_what_a_bad_test_printed() {
+        let data = data_of(&page_of_hostile_run());
+        let tests = data["tests"].as_array().unwrap();
+        let judged: Vec<_> = tests.iter().map(|test| test["judgement"].as_str().unwrap()).collect();
+        assert!(judged.starts_with(&["pass", "fail", "skip"]), "{judged:?}");
+        let outputs: Vec<_> = tests.iter().map(|test| test["output"].as_str().unwrap()).collect();
+        assert!(outputs[0].is_empty() && outputs[1].ends_with("end"), "{outputs:?}");
+        assert!(outputs.iter().any(|text| text.contains("last words")), "{outputs:?}");
+    }
+
+    #[test]
+    fn nothing_a_guest_says_leaves_its_place_in_the_page() {
+        let page = page_of_hostile_run();
+        assert!(GARBAGE.contains('<'));
+        let data = page.split_once(r#"id="data">"#).unwrap().1.split_once("</script>").unwrap().0;
+        assert!(!data.contains('<') && !data.contains('\u{202e}') && !data.contains('\x1b'));
+        assert_eq!(page.matches("<script").count(), PAGE.matches("<script").count());
+    }
+
+    #[test]
+    fn output_without_end_is_kept_to_its_end() {
+        let mut tail = Tail::new(10);
+        for piece in ["é".repeat(100).as_str(), "0123456789", "abc"] {
+            tail.push(piece);
+        }
+        assert_eq!(tail.take(), "[…]\n3456789abc");
+        tail.push("short");
+        assert_eq!(tail.take(), "short");
+        assert_eq!(tail.take(), "");
+    }
+}
