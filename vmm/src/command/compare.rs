@@ -65,8 +65,13 @@ fn text(old: &SavedRun, new: &SavedRun, comparison: &Comparison) -> String {
     for (label, run) in [("old", old), ("new", new)] {
         let kernel = run.kernel_release.as_deref().unwrap_or("no guest");
         let end = outcome(run.outcome.as_ref());
-        let (name, kernel, results) = (printable(&run.name), printable(kernel), run.results.len());
+        let (name, kernel, results) = (printable(&run.name), printable(kernel), run.tally.counts().total());
         let _ = writeln!(text, "{label}: {name}, {kernel}, {results} results, {end}");
+        for suite in run.tally.suites() {
+            if let Some(trouble) = &suite.trouble {
+                let _ = writeln!(text, "     {} {}", printable(&suite.name), printable(trouble));
+            }
+        }
     }
     for change in Change::ALL {
         let count = comparison.of(change).count();
@@ -84,7 +89,7 @@ fn text(old: &SavedRun, new: &SavedRun, comparison: &Comparison) -> String {
         let _ = writeln!(text, "\nWhat passed in both took {before:.1} s and takes {after:.1} s ({ratio:.2} of it)");
     }
     if !comparison.new_is_complete {
-        text.push_str("\nThe new run did not come to its end: what is gone may have failed.\n");
+        text.push_str("\nThe new run, or a suite of it, did not come to its end: what is gone may have failed.\n");
     }
     text
 }
@@ -142,41 +147,40 @@ fn outcome(outcome: Option<&RunOutcome>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::SavedResult;
+    use crate::session::{RunEvent, SuiteEnd};
+    use crate::verdict::Tally;
 
-    fn run(name: &str, results: &[(&str, TestStatus, &str)]) -> SavedRun {
-        let result = |(test, status, message): &(&str, TestStatus, &str)| SavedResult {
-            suite: "s".into(),
-            test: (*test).into(),
-            status: *status,
-            duration_us: 2_000_000,
-            message: (*message).into(),
-        };
-        SavedRun {
-            name: name.into(),
-            kernel_release: Some("6.12.1".into()),
-            outcome: Some(RunOutcome::Completed),
-            unfinished: Vec::new(),
-            results: results.iter().map(result).collect(),
+    fn run(name: &str, end: SuiteEnd, results: &[(&str, TestStatus, &str)]) -> SavedRun {
+        let mut tally = Tally::default();
+        for (test, status, message) in results {
+            let (suite, test, message) = ("s".into(), (*test).into(), (*message).into());
+            tally.on_event(&RunEvent::TestFinished { suite, test, status: *status, duration_us: 2_000_000, message });
         }
+        tally.on_event(&RunEvent::SuiteFinished { suite: "s".into(), end: Some(end), duration_ms: 1 });
+        let (kernel_release, outcome) = (Some("6.12.1".into()), Some(RunOutcome::Completed));
+        SavedRun { name: name.into(), kernel_release, outcome, tally }
     }
 
     #[test]
     fn what_changed_is_told_worst_first_and_nothing_a_terminal_would_act_on() {
-        let old =
-            run("a", &[("one", TestStatus::Pass, ""), ("two", TestStatus::Fail, ""), ("three", TestStatus::Pass, "")]);
-        let mut new = run(
+        let old = run(
+            "a",
+            SuiteEnd::Exited(1),
+            &[("one", TestStatus::Pass, ""), ("two", TestStatus::Fail, ""), ("three", TestStatus::Pass, "")],
+        );
+        let new = run(
             "b",
+            SuiteEnd::Signaled(9),
             &[
                 ("two", TestStatus::Pass, ""),
                 ("one", TestStatus::Fail, "EIO\x1b[2J\nmore"),
                 ("three", TestStatus::Pass, ""),
             ],
         );
-        new.outcome = Some(RunOutcome::Interrupted);
         let expected = "\
 old: a, 6.12.1, 3 results, came to its end
-new: b, 6.12.1, 3 results, interrupted
+new: b, 6.12.1, 3 results, came to its end
+     s killed by signal 9
 
 Worse (1):
    pass -> fail   s one  EIO\\u{1b}[2J
@@ -188,7 +192,7 @@ Same (1)
 
 What passed in both took 2.0 s and takes 2.0 s (1.00 of it)
 
-The new run did not come to its end: what is gone may have failed.
+The new run, or a suite of it, did not come to its end: what is gone may have failed.
 ";
         assert_eq!(text(&old, &new, &Comparison::new(&old, &new)), expected);
     }

@@ -140,10 +140,11 @@ impl Reporter for Html {
                     _ => drop(self.printed.take()),
                 }
             }
-            RunEvent::SuiteFinished { suite, .. } => {
-                self.running = None;
-                self.keep_output(suite, WHOLE_SUITE);
-            }
+            // Cut off, its last test is still running to the tally; else the suite as a whole is in trouble, if any is.
+            RunEvent::SuiteFinished { suite, end, .. } => match self.running.take() {
+                Some((_, test)) if end.is_none() => self.keep_output(suite, &test),
+                _ => self.keep_output(suite, WHOLE_SUITE),
+            },
             _ => {}
         }
         Ok(())

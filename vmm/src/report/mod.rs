@@ -28,5 +28,5 @@ pub use fan_out::{ReportConfig, Reporters};
 pub use manifest::{ManifestFile, ManifestInputs, ManifestShare};
 pub(crate) use printable::printable;
 pub use results_dir::check as check_results_dir;
-pub use saved_run::{SavedResult, SavedRun, SavedRunError};
+pub use saved_run::{SavedRun, SavedRunError};
 pub use terminal::{TerminalConfig, Verbosity};

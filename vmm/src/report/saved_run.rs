@@ -1,13 +1,11 @@
 //! Reading a results folder back: what a run said, also one that was killed in the middle.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
-use wire::TestStatus;
-
 use crate::session::{RunEvent, RunOutcome, TimedEvent};
+use crate::verdict::Tally;
 
 /// Where a run keeps its events.
 const EVENTS: &str = "events.jsonl";
@@ -40,23 +38,8 @@ pub enum SavedRunError {
     },
 }
 
-/// One test's result.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SavedResult {
-    /// The suite it belongs to.
-    pub suite: String,
-    /// Its name.
-    pub test: String,
-    /// The result; the worst one where a run has several of one test.
-    pub status: TestStatus,
-    /// Microseconds; 0 when not known.
-    pub duration_us: u64,
-    /// Why it failed or was skipped; may be empty.
-    pub message: String,
-}
-
 /// What a results folder tells.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct SavedRun {
     /// The folder's name at the time.
     pub name: String,
@@ -64,10 +47,8 @@ pub struct SavedRun {
     pub kernel_release: Option<String>,
     /// `None`: the run was killed, or still goes on.
     pub outcome: Option<RunOutcome>,
-    /// Suites that did not come to their end, or failed as a whole.
-    pub unfinished: Vec<String>,
-    /// In the order they came.
-    pub results: Vec<SavedResult>,
+    /// Suites and results, judged without a baseline.
+    pub tally: Tally,
 }
 
 impl SavedRun {
@@ -84,7 +65,7 @@ impl SavedRun {
             }
             Err(source) => return Err(SavedRunError::Read { path, source }),
         };
-        let mut reader = Reader::default();
+        let mut run = Self::default();
         let mut lines = BufReader::new(file);
         let mut line = Vec::new();
         for number in 1.. {
@@ -94,69 +75,36 @@ impl SavedRun {
                 break;
             }
             match serde_json::from_slice::<TimedEvent>(&line) {
-                Ok(event) => reader.take(event.event),
+                Ok(event) => run.take(event.event),
                 Err(_) if !line.ends_with(b"\n") => break,
                 Err(source) => return Err(SavedRunError::Unknown { path, line: number, source }),
             }
         }
-        Ok(reader.finish())
+        Ok(run)
     }
-}
 
-#[derive(Default)]
-struct Reader {
-    run: SavedRun,
-    /// Where each test's result is.
-    seen: HashMap<(String, String), usize>,
-}
-
-impl Reader {
     fn take(&mut self, event: RunEvent) {
+        self.tally.on_event(&event);
         match event {
-            RunEvent::RunStarted { run, suites, .. } => {
-                self.run.name = run;
-                self.run.unfinished = suites;
-            }
-            RunEvent::GuestReady { kernel_release, .. } => self.run.kernel_release = Some(kernel_release),
-            RunEvent::TestFinished { suite, test, status, duration_us, message } => {
-                self.add(SavedResult { suite, test, status, duration_us, message });
-            }
-            RunEvent::SuiteFinished { suite, end: Some(_), .. } => self.run.unfinished.retain(|name| *name != suite),
-            RunEvent::RunFinished { outcome } => self.run.outcome = Some(outcome),
+            RunEvent::RunStarted { run, .. } => self.name = run,
+            RunEvent::GuestReady { kernel_release, .. } => self.kernel_release = Some(kernel_release),
+            RunEvent::RunFinished { outcome } => self.outcome = Some(outcome),
             _ => {}
         }
     }
 
-    fn add(&mut self, result: SavedResult) {
-        let key = (result.suite.clone(), result.test.clone());
-        match self.seen.get(&key).and_then(|at| self.run.results.get_mut(*at)) {
-            Some(known) if badness(result.status) > badness(known.status) => *known = result,
-            Some(_) => {}
-            None => {
-                self.seen.insert(key, self.run.results.len());
-                self.run.results.push(result);
-            }
-        }
-    }
-
-    fn finish(self) -> SavedRun {
-        self.run
-    }
-}
-
-/// How much a result is to worry about.
-fn badness(status: TestStatus) -> u8 {
-    match status {
-        TestStatus::Skip => 0,
-        TestStatus::Pass => 1,
-        TestStatus::Fail => 2,
-        TestStatus::Error => 3,
+    /// Whether it came to its end, and each suite to its own.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.outcome == Some(RunOutcome::Completed) && self.tally.suites().iter().all(|suite| suite.trouble.is_none())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
+
+    use wire::TestStatus;
 
     use super::*;
 
@@ -174,35 +122,43 @@ mod tests {
         SavedRun::read(dir.path())
     }
 
+    fn ended(suite: &str, end: &str) -> String {
+        format!(r#"{{"at_ms":2,"event":"suite-finished","suite":"{suite}","end":{end},"duration_ms":1}}"#)
+    }
+
+    const COMPLETED: &str = r#"{"at_ms":3,"event":"run-finished","outcome":{"kind":"completed"}}"#;
+
     #[test]
     fn a_whole_run_reads_back() {
-        let lines = [
-            STARTED,
-            &finished("a", "pass"),
-            &finished("b", "skip"),
-            r#"{"at_ms":2,"event":"suite-finished","suite":"s","end":{"exited":0},"duration_ms":1}"#,
-            r#"{"at_ms":3,"event":"run-finished","outcome":{"kind":"completed"}}"#,
-            "",
-        ];
+        let lines =
+            [STARTED, &finished("a", "pass"), &finished("b", "skip"), &ended("s", r#"{"exited":0}"#), COMPLETED, ""];
         let run = read(&lines.join("\n")).unwrap();
-        assert_eq!((run.name.as_str(), run.outcome), ("r", Some(RunOutcome::Completed)));
-        assert_eq!(run.unfinished, ["t"]);
-        let results: Vec<_> = run.results.iter().map(|r| (r.test.as_str(), r.status)).collect();
+        assert_eq!((run.name.as_str(), run.is_complete()), ("r", true));
+        let results: Vec<_> = run.tally.suites()[0].tests.iter().map(|r| (r.test.as_str(), r.status)).collect();
         assert_eq!(results, [("a", TestStatus::Pass), ("b", TestStatus::Skip)]);
+    }
+
+    #[test]
+    fn suites_go_by_the_names_they_ran_under() {
+        // unionmount is four suites: what was asked for is none of their names.
+        let lines =
+            [STARTED, &ended("s --ov", r#"{"exited":0}"#), &ended("s --ov --meta", r#"{"exited":0}"#), COMPLETED, ""];
+        assert!(read(&lines.join("\n")).unwrap().is_complete());
+    }
+
+    #[test]
+    fn a_suite_that_crashed_did_not_come_to_its_end() {
+        for end in [r#"{"signaled":11}"#, r#"{"exited":3}"#, "null"] {
+            let lines = [STARTED, &finished("a", "pass"), &ended("s", end), COMPLETED, ""];
+            assert!(!read(&lines.join("\n")).unwrap().is_complete(), "{end}");
+        }
     }
 
     #[test]
     fn a_run_that_was_killed_has_what_it_wrote() {
         let text = format!("{STARTED}\n{}\n{}", finished("a", "fail"), &finished("b", "pass")[..30]);
         let run = read(&text).unwrap();
-        assert_eq!((run.outcome, run.results.len()), (None, 1));
-    }
-
-    #[test]
-    fn of_several_results_of_one_test_the_worst_counts() {
-        let order = ["pass", "fail", "pass"].map(|status| finished("a", status)).join("\n");
-        let run = read(&format!("{STARTED}\n{order}\n")).unwrap();
-        assert_eq!(run.results.iter().map(|r| r.status).collect::<Vec<_>>(), [TestStatus::Fail]);
+        assert_eq!((&run.outcome, run.is_complete(), run.tally.counts().total()), (&None, false, 1));
     }
 
     #[test]

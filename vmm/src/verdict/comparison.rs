@@ -1,13 +1,14 @@
 //! What changed between two runs of the same tests.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use serde::Serialize;
 use wire::TestStatus;
 
+use super::tally::Row;
 use crate::exit_code::ExitCode;
-use crate::report::{SavedResult, SavedRun};
-use crate::session::RunOutcome;
+use crate::report::SavedRun;
 
 /// What became of a test from the old run to the new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -94,28 +95,24 @@ impl Comparison {
     /// Compares `new` with `old`.
     #[must_use]
     pub fn new(old: &SavedRun, new: &SavedRun) -> Self {
-        fn by_name(run: &SavedRun) -> HashMap<(&str, &str), &SavedResult> {
-            run.results.iter().map(|result| ((result.suite.as_str(), result.test.as_str()), result)).collect()
-        }
-        let (before, after) = (by_name(old), by_name(new));
+        let (before, after) = (Results::of(old), Results::of(new));
         let mut durations_us = (0u64, 0u64);
         let mut in_both = 0;
         let mut tests = Vec::new();
-        for result in &new.results {
-            let was = before.get(&(result.suite.as_str(), result.test.as_str()));
-            if let Some(was) = was {
+        for name in &after.order {
+            let (was, is) = (before.by_name.get(name).copied(), after.by_name.get(name).copied());
+            if let Some((was, is)) = was.zip(is) {
                 in_both += 1;
-                if (was.status, result.status) == (TestStatus::Pass, TestStatus::Pass) {
+                if (was.status, is.status) == (TestStatus::Pass, TestStatus::Pass) {
                     durations_us.0 = durations_us.0.saturating_add(was.duration_us);
-                    durations_us.1 = durations_us.1.saturating_add(result.duration_us);
+                    durations_us.1 = durations_us.1.saturating_add(is.duration_us);
                 }
             }
-            tests.push(compared(was.copied(), Some(result)));
+            tests.push(compared(*name, was, is));
         }
-        let gone = old.results.iter().filter(|r| !after.contains_key(&(r.suite.as_str(), r.test.as_str())));
-        tests.extend(gone.map(|result| compared(Some(result), None)));
-        let new_is_complete = new.outcome == Some(RunOutcome::Completed) && new.unfinished.is_empty();
-        Self { tests, in_both, durations_us, new_is_complete }
+        let gone = before.order.iter().filter(|name| !after.by_name.contains_key(*name));
+        tests.extend(gone.map(|name| compared(*name, before.by_name.get(name).copied(), None)));
+        Self { tests, in_both, durations_us, new_is_complete: new.is_complete() }
     }
 
     /// The tests of which this is true.
@@ -139,30 +136,72 @@ impl Comparison {
     }
 }
 
-fn compared(old: Option<&SavedResult>, new: Option<&SavedResult>) -> ComparedTest {
-    let (suite, test) = new.or(old).map(|r| (r.suite.clone(), r.test.clone())).unwrap_or_default();
-    let message = new.or(old).map(|r| r.message.clone()).unwrap_or_default();
-    let (old, new) = (old.map(|r| r.status), new.map(|r| r.status));
-    ComparedTest { suite, test, change: Change::of(old, new), old, new, message }
+/// Suite and test.
+type Name<'r> = (&'r str, &'r str);
+
+/// One result for each test of a run: the worst, where it has several.
+struct Results<'r> {
+    order: Vec<Name<'r>>,
+    by_name: HashMap<Name<'r>, &'r Row>,
+}
+
+impl<'r> Results<'r> {
+    fn of(run: &'r SavedRun) -> Self {
+        let mut results = Results { order: Vec::new(), by_name: HashMap::new() };
+        let rows = run.tally.suites().iter().flat_map(|suite| suite.tests.iter().map(|row| (suite.name.as_str(), row)));
+        for (suite, row) in rows {
+            let name = (suite, row.test.as_str());
+            match results.by_name.entry(name) {
+                Entry::Vacant(free) => {
+                    free.insert(row);
+                    results.order.push(name);
+                }
+                Entry::Occupied(mut known) if badness(row.status) > badness(known.get().status) => {
+                    known.insert(row);
+                }
+                Entry::Occupied(_) => {}
+            }
+        }
+        results
+    }
+}
+
+/// How much a result is to worry about.
+fn badness(status: TestStatus) -> u8 {
+    match status {
+        TestStatus::Skip => 0,
+        TestStatus::Pass => 1,
+        TestStatus::Fail => 2,
+        TestStatus::Error => 3,
+    }
+}
+
+fn compared((suite, test): Name<'_>, old: Option<&Row>, new: Option<&Row>) -> ComparedTest {
+    let message = new.or(old).map(|row| row.message.clone()).unwrap_or_default();
+    let (old, new) = (old.map(|row| row.status), new.map(|row| row.status));
+    ComparedTest { suite: suite.to_owned(), test: test.to_owned(), change: Change::of(old, new), old, new, message }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::{RunEvent, RunOutcome, SuiteEnd};
+    use crate::verdict::Tally;
 
     fn run(results: &[(&str, TestStatus)]) -> SavedRun {
-        let result = |(test, status): &(&str, TestStatus)| SavedResult {
-            suite: "s".into(),
-            test: (*test).into(),
-            status: *status,
-            duration_us: 10,
-            message: String::new(),
-        };
-        SavedRun {
-            outcome: Some(RunOutcome::Completed),
-            results: results.iter().map(result).collect(),
-            ..SavedRun::default()
+        run_that(Some(RunOutcome::Completed), Some(SuiteEnd::Exited(1)), results)
+    }
+
+    fn run_that(outcome: Option<RunOutcome>, end: Option<SuiteEnd>, results: &[(&str, TestStatus)]) -> SavedRun {
+        let mut tally = Tally::default();
+        // Accounts for the exit code.
+        let results = results.iter().copied().chain([("known", TestStatus::Fail)]);
+        for (test, status) in results {
+            let (suite, test, message) = ("s".into(), test.into(), String::new());
+            tally.on_event(&RunEvent::TestFinished { suite, test, status, duration_us: 10, message });
         }
+        tally.on_event(&RunEvent::SuiteFinished { suite: "s".into(), end, duration_ms: 1 });
+        SavedRun { outcome, tally, ..SavedRun::default() }
     }
 
     use TestStatus::{Error, Fail, Pass, Skip};
@@ -192,20 +231,44 @@ mod tests {
         let new = run(&[("a", Fail), ("b", Pass), ("d", Pass)]);
         let comparison = Comparison::new(&old, &new);
         let changes: Vec<_> = comparison.tests.iter().map(|t| (t.test.as_str(), t.change)).collect();
-        assert_eq!(changes, [("a", Change::Worse), ("b", Change::Better), ("d", Change::New), ("c", Change::Gone)]);
-        assert_eq!((comparison.in_both, comparison.exit_code()), (2, ExitCode::Regression));
+        assert_eq!(
+            changes,
+            [
+                ("a", Change::Worse),
+                ("b", Change::Better),
+                ("d", Change::New),
+                ("known", Change::StillFailing),
+                ("c", Change::Gone)
+            ]
+        );
+        assert_eq!((comparison.in_both, comparison.exit_code()), (3, ExitCode::Regression));
     }
 
     #[test]
     fn without_anything_worse_it_depends_on_whether_all_was_there_to_compare() {
-        let old = run(&[("a", Pass), ("b", Fail)]);
+        let results = [("a", Pass), ("b", Fail)];
+        let old = run(&results);
         let code = |new: &SavedRun| Comparison::new(&old, new).exit_code();
         assert_eq!(code(&old), ExitCode::Success);
-        assert_eq!(code(&run(&[("x", Pass)])), ExitCode::NothingRan);
+        let nothing_in_common = Comparison::new(&SavedRun::default(), &run(&[]));
+        assert_eq!(nothing_in_common.exit_code(), ExitCode::Regression, "what fails and was not there");
         for outcome in [None, Some(RunOutcome::Interrupted)] {
-            assert_eq!(code(&SavedRun { outcome, ..run(&[("a", Pass)]) }), ExitCode::CannotTest);
+            assert_eq!(code(&run_that(outcome, Some(SuiteEnd::Exited(1)), &results)), ExitCode::CannotTest);
         }
-        assert_eq!(code(&SavedRun { unfinished: vec!["t".into()], ..old.clone() }), ExitCode::CannotTest);
+        for end in [None, Some(SuiteEnd::Signaled(11))] {
+            assert_eq!(code(&run_that(Some(RunOutcome::Completed), end, &results)), ExitCode::CannotTest);
+        }
+        let empty = SavedRun { outcome: Some(RunOutcome::Completed), ..SavedRun::default() };
+        assert_eq!(code(&empty), ExitCode::NothingRan);
         assert_eq!(Comparison::new(&old, &old).durations_us, (10, 10), "of what passed in both");
+    }
+
+    #[test]
+    fn of_several_results_of_one_test_the_worst_counts() {
+        let comparison = Comparison::new(&run(&[("a", Pass)]), &run(&[("a", Pass), ("a", Fail), ("a", Pass)]));
+        assert_eq!(
+            comparison.tests.iter().map(|t| t.change).collect::<Vec<_>>(),
+            [Change::Worse, Change::StillFailing]
+        );
     }
 }

@@ -19,6 +19,8 @@ use rustix::thread::{
     set_thread_res_uid,
 };
 
+use super::host::PROC_FDS;
+
 /// On whose behalf a request runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Caller {
@@ -72,9 +74,6 @@ thread_local! {
     /// Whether this thread's working directory is its own and is [`PROC_FDS`].
     static WORKS_IN_PROC_FDS: Cell<bool> = const { Cell::new(false) };
 }
-
-/// The process's open descriptors as links.
-const PROC_FDS: &str = "/proc/self/fd";
 
 /// Whether a relative path is one below `/proc/self/fd` for the calling thread.
 pub(super) fn works_in_proc_fds() -> bool {

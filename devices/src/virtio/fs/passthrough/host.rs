@@ -18,7 +18,10 @@ const STATX_WANTED: StatxFlags = StatxFlags::BASIC_STATS
     .union(StatxFlags::MNT_ID)
     .union(StatxFlags::from_bits_retain(0x4000));
 
-/// `/proc/self/fd`, by which an `O_PATH` descriptor is opened for real and named in calls that only take paths. Its
+/// The process's open descriptors, as links.
+pub(super) const PROC_FDS: &CStr = c"/proc/self/fd";
+
+/// [`PROC_FDS`], by which an `O_PATH` descriptor is opened for real and named in calls that only take paths. Its
 /// links lead to the inode itself, whatever its names are now.
 #[derive(Debug)]
 pub(super) struct ProcFds {
@@ -30,7 +33,7 @@ impl ProcFds {
     /// /proc is not mounted, or is not this process's.
     pub(super) fn open() -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(ProcFds { dir: rustix::fs::openat(CWD, c"/proc/self/fd", flags, Mode::empty())? })
+        Ok(ProcFds { dir: rustix::fs::openat(CWD, PROC_FDS, flags, Mode::empty())? })
     }
 
     /// The directory, for `*at` calls with [`FdPath::name`].
@@ -100,8 +103,9 @@ pub(super) fn open_path_at(dir: &impl AsFd, name: &CStr) -> io::Result<OwnedFd> 
 /// Whether closing a file of the file system that `fd` is in cannot tell of anything: none of these has a `flush`
 /// operation. Network file systems do, and FUSE; of what is not known here it is taken for granted.
 pub(super) fn closes_silently(fd: &impl AsFd) -> bool {
-    /// `f_type` of ext2 to ext4, xfs, btrfs, tmpfs and f2fs (Linux include/uapi/linux/magic.h, fs/xfs/libxfs/xfs_format.h).
-    const LOCAL: [i64; 5] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0xf2f5_2010];
+    /// `f_type` of ext2 to ext4, xfs, btrfs and tmpfs (Linux include/uapi/linux/magic.h). Not f2fs, which ends atomic
+    /// writes on closing.
+    const LOCAL: [i64; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994];
     rustix::fs::fstatfs(fd).is_ok_and(|fs| LOCAL.contains(&fs.f_type))
 }
 

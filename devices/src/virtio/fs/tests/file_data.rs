@@ -290,7 +290,7 @@ fn syncing_takes_an_open_file() {
 #[test]
 fn flush_is_only_asked_for_where_closing_can_tell_something() {
     let mut guest = Guest::new();
-    let local = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0xf2f5_2010];
+    let local = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994];
     let silent = local.contains(&rustix::fs::statfs(guest.dir.path()).unwrap().f_type);
     let (entry, open) = guest.create(ROOT, "a", libc::O_RDWR, 0o644).unwrap();
     let flush = message(&[&open.fh.to_le_bytes(), &[0; 16]]);
