@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use wire::{ResultFormat, SuitePlan};
+use wire::ResultFormat;
+
+use super::SuiteRun;
 
 use crate::error::{Error, Result};
 
@@ -26,6 +28,9 @@ pub struct Manifest {
     pub image: Image,
     /// How it is run.
     pub run: Run,
+    /// How some of its tests are run instead of all. Without it they run as one whole: a run cannot go on behind a test that
+    /// killed the guest, nor be split or resumed.
+    pub tests: Option<Tests>,
     /// What a machine must have to run it.
     #[serde(default)]
     pub requires: Requires,
@@ -118,6 +123,31 @@ pub struct Run {
     pub artefacts: Option<String>,
 }
 
+/// How some of a suite's tests are run: what is chosen here is what a fresh guest can run by itself, a script of many results
+/// where the suite's files have many.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tests {
+    /// Prints the names of the tests that the arguments behind it choose, one a line, in the order in which they would run.
+    pub list: Vec<String>,
+    /// What a test is called on the suite's own command line, with `{test}` for its name in the list.
+    #[serde(default = "plain_name")]
+    pub argument: String,
+    /// Arguments before the chosen tests.
+    #[serde(default)]
+    pub before: Vec<String>,
+    /// The user's options that choose tests, each with a value: left out when tests are chosen by name.
+    #[serde(default)]
+    pub choosing_options: Vec<String>,
+    /// The user's options that have a value, which is no test.
+    #[serde(default)]
+    pub value_options: Vec<String>,
+}
+
+fn plain_name() -> String {
+    "{test}".to_owned()
+}
+
 /// What a machine must have.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -166,6 +196,14 @@ impl Manifest {
         if self.run.artefacts.as_ref().is_some_and(|pattern| !pattern.starts_with('/') || !pattern.contains("{test}")) {
             return Some("run.artefacts is no absolute path with {test} in it".to_owned());
         }
+        if let Some(tests) = &self.tests {
+            if tests.list.is_empty() {
+                return Some("tests.list is empty".to_owned());
+            }
+            if !tests.argument.contains("{test}") {
+                return Some("tests.argument has no {test} in it".to_owned());
+            }
+        }
         let build = match &self.build {
             Build::Source { packages, .. } => packages.as_slice(),
             Build::CargoInstall { .. } | Build::As { .. } => &[],
@@ -198,54 +236,35 @@ impl Manifest {
 
     /// What the agent is asked to run, one after the other, with the user's arguments for the suite.
     #[must_use]
-    pub fn plans(&self, user_args: &[String], test_timeout_ms: u64) -> Vec<SuitePlan> {
+    pub fn runs(&self, user_args: &[String], test_timeout_ms: u64) -> Vec<SuiteRun> {
         if !user_args.is_empty() || self.run.sections.is_empty() {
             let args = if user_args.is_empty() { &self.run.default_args } else { user_args };
-            return vec![self.plan(&self.name, args, test_timeout_ms)];
+            return vec![SuiteRun::new(self, &self.name, args, test_timeout_ms)];
         }
-        let section =
-            |args: &Vec<String>| self.plan(&format!("{} {}", self.name, args.join(" ")), args, test_timeout_ms);
+        let section = |args: &Vec<String>| {
+            SuiteRun::new(self, &format!("{} {}", self.name, args.join(" ")), args, test_timeout_ms)
+        };
         self.run.sections.iter().map(section).collect()
     }
 
-    fn plan(&self, name: &str, args: &[String], test_timeout_ms: u64) -> SuitePlan {
-        let mut argv = self.run.argv.clone();
-        match &self.run.operands_below {
-            None => argv.extend_from_slice(args),
-            Some(folder) => {
-                let is_operand = |arg: &String| !arg.starts_with('-');
-                let place = |arg: &String| match is_operand(arg) && !arg.starts_with('/') {
-                    true => format!("{folder}/{arg}"),
-                    false => arg.clone(),
-                };
-                argv.extend(args.iter().map(place));
-                if !args.iter().any(is_operand) {
-                    argv.push(folder.clone());
-                }
-            }
-        }
+    pub(super) fn command(&self, argv: Vec<String>) -> wire::Command {
         let mut env: BTreeMap<String, String> =
             ENVIRONMENT.iter().map(|&(n, v)| (n.to_owned(), v.to_owned())).collect();
         env.extend(self.run.env.clone());
-        let command = wire::Command { argv, env: env.into_iter().collect(), cwd: self.run.cwd.clone() };
-        let (name, artefacts) = (name.to_owned(), self.run.artefacts.clone());
-        SuitePlan { name, command, format: self.format, test_timeout_ms, artefacts }
+        wire::Command { argv, env: env.into_iter().collect(), cwd: self.run.cwd.clone() }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::suite::BUILT_IN;
+    use wire::SuitePlan;
 
-    fn built_in(name: &str) -> Manifest {
-        let parsed = BUILT_IN.iter().map(|b| Manifest::parse("a built-in manifest", b.manifest).unwrap());
-        parsed.into_iter().find(|m| m.name == name).unwrap()
-    }
+    use super::*;
+    use crate::suite::{BUILT_IN, built_in_manifest};
 
     fn plans_of(name: &str, args: &[&str]) -> Vec<SuitePlan> {
         let args: Vec<_> = args.iter().map(|&a| a.to_owned()).collect();
-        built_in(name).plans(&args, 0)
+        built_in_manifest(name).runs(&args, 0).into_iter().map(|run| run.plan).collect()
     }
 
     fn argv_of(name: &str, args: &[&str]) -> Vec<String> {
@@ -301,7 +320,7 @@ mod tests {
         let manifest = Manifest::parse("m", &text).unwrap();
         let argv = |args: &[&str]| {
             let args: Vec<_> = args.iter().map(|&a| a.to_owned()).collect();
-            manifest.plans(&args, 0).remove(0).command.argv.split_off(1)
+            manifest.runs(&args, 0).remove(0).plan.command.argv.split_off(1)
         };
         assert_eq!(argv(&[]), ["-g", "quick"]);
         assert_eq!(argv(&["generic/001"]), ["generic/001"]);
@@ -324,6 +343,8 @@ mod tests {
             ("name = 'x'", "name = '../x'", "letters"),
             ("argv = ['/opt/suites/x/run']", "argv = []", "argv is empty"),
             ("cwd", "artefacts = '/r/test'\ncwd", "{test}"),
+            ("[run]", "[tests]\nlist = []\n[run]", "tests.list"),
+            ("[run]", "[tests]\nlist = ['ls']\nargument = 'x'\n[run]", "tests.argument"),
             ("cwd", "sections = [['a']]\ndefault_args = ['b']\ncwd", "give one"),
             ("[run]", "packages = ['a,b']\n[run]", "\"a,b\""),
             ("[run]", "[image]\npackages = ['--hook']\n[run]", "\"--hook\""),

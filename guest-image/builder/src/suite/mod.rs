@@ -7,6 +7,7 @@
 
 mod build;
 mod manifest;
+mod suite_run;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,7 +20,8 @@ use crate::error::{Error, IoContext, Result};
 use crate::progress::Progress;
 
 pub use build::has_static_library;
-pub use manifest::{Build, Image, Manifest, Requires, Run, Upstream};
+pub use manifest::{Build, Image, Manifest, Requires, Run, Tests, Upstream};
+pub use suite_run::SuiteRun;
 
 /// First folder below the cache's root.
 pub const KIND: &str = "suite";
@@ -39,6 +41,7 @@ const BUILT_IN: &[BuiltIn] = &[
         manifest: include_str!("../../../suites/pjdfstest-rs.toml"),
         files: &[
             ("run", 0o755, include_str!("../../../suites/pjdfstest-rs/run")),
+            ("list", 0o755, include_str!("../../../suites/pjdfstest-rs/list")),
             ("pjdfstest.toml", 0o644, include_str!("../../../suites/pjdfstest-rs/pjdfstest.toml")),
         ],
     },
@@ -262,6 +265,12 @@ fn make(cache: &Cache, manifest: &Manifest, source: Option<&Path>, dir: &Path, p
     let record = Record { sha256: sha256_file(&image)?, origin: built.origin };
     let text = serde_json::to_vec_pretty(&record).map_err(|e| Error::malformed("the suite's record", e))?;
     fs::write(dir.join("suite.json"), text).at("write", dir.join("suite.json"))
+}
+
+#[cfg(test)]
+fn built_in_manifest(name: &str) -> Manifest {
+    let parsed = BUILT_IN.iter().map(|b| Manifest::parse("a built-in manifest", b.manifest).unwrap());
+    parsed.into_iter().find(|m| m.name == name).unwrap()
 }
 
 #[cfg(test)]
