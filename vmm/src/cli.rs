@@ -7,6 +7,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::command;
 use crate::host::HostChoice;
+use crate::schedule::{GuestPer, Shard};
 
 /// Boots a Linux kernel with virtio-fs built into the monitor and runs file-system suites on it.
 #[derive(Debug, Parser)]
@@ -205,6 +206,15 @@ pub struct RunArgs {
     /// A guest that gives no sign of life for this long hangs, and is ended [default: 1m, more on a slow host]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub hang_timeout: Option<std::time::Duration>,
+    /// Run N guests side by side, each with shares of its own
+    #[arg(long, short, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub jobs: u16,
+    /// Boot a fresh guest for each test, for a batch of them, or only when one was lost
+    #[arg(long, value_name = "WORK", value_enum, default_value_t)]
+    pub vm_per: GuestPer,
+    /// Run only the I-th of N parts of the tests; `vmm merge` makes one result of all parts
+    #[arg(long, value_name = "I/N")]
+    pub shard: Option<Shard>,
     /// Tests listed in FILE do not run or do not count; one a line, `#` starts a comment (repeatable)
     #[arg(long, value_name = "FILE")]
     pub exclude_file: Vec<PathBuf>,

@@ -20,7 +20,7 @@ fn hello() -> ToHost {
 
 fn deadlines() -> Deadlines {
     let long = Duration::from_secs(20);
-    Deadlines { boot: long, test: None, total: None, agent: long, shutdown: long }
+    Deadlines { boot: long, test: None, total: None, agent: long, listing: long, shutdown: long }
 }
 
 /// Runs `script` in the agent's real engine, behind a machine that is none.
@@ -41,6 +41,7 @@ fn exec(script: &str, deadlines: Deadlines, timeout: Option<Duration>) -> (Resul
     options.cwd = "/".into();
     options.env = vec![("GIVEN".into(), "value".into())];
     let guest = GuestHandle {
+        autopsy: Box::new(String::new),
         agent,
         stopped,
         console_log: None,
@@ -95,8 +96,13 @@ fn failing(stop: Option<StopReason>, console: &str, deadlines: Deadlines) -> Fai
     }
     let log = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(log.path(), console).unwrap();
-    let guest =
-        GuestHandle { agent, stopped, console_log: Some(log.path().into()), stop: Box::new(|| StopReason::Requested) };
+    let guest = GuestHandle {
+        agent,
+        stopped,
+        console_log: Some(log.path().into()),
+        autopsy: Box::new(String::new),
+        stop: Box::new(|| StopReason::Requested),
+    };
     let (_signal, signals) = bounded(1);
     let (_resize, window_sizes) = bounded(1);
     let streams = ExecStreams {

@@ -144,6 +144,7 @@ fn guest_handle(vm: RunningVm, console_log: Option<PathBuf>) -> GuestHandle<'sta
     GuestHandle {
         agent: vm.listen(wire::AGENT_PORT),
         stopped: vm.stopped().clone(),
+        autopsy: Box::new(String::new),
         console_log,
         stop: Box::new(move || vm.stop(STOP_DEADLINE)),
     }

@@ -1,6 +1,7 @@
 //! `vmm run`: suites in a fresh guest, every result told as it comes, one verdict at the end.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -11,12 +12,15 @@ use crate::cli::RunArgs;
 use crate::config::{MachineOptions, UsageError};
 use crate::exit_code::ExitCode;
 use crate::guest_setup::{GuestFiles, PreparedShares, open_cache};
-use crate::machine::{self, ShareConfig, Statistics};
+use crate::machine::{self, ShareConfig, Statistics, StatisticsReader};
 use crate::report::{
-    ManifestFile, ManifestInputs, ManifestShare, ReportConfig, Reporters, TerminalConfig, Verbosity, check_results_dir,
+    CONSOLE_LOG, ManifestFile, ManifestInputs, ManifestShare, ReportConfig, Reporters, TerminalConfig, Verbosity,
+    check_results_dir,
 };
+use crate::schedule::crew::{self, StartedGuest};
+use crate::schedule::{Done, Policy, Schedule};
 use crate::session::exec_client::ForwardedSignals;
-use crate::session::{self, Deadlines, RunEvent, RunOutcome, RunPlan};
+use crate::session::{Deadlines, RunEvent, RunPlan};
 use crate::verdict::Baseline;
 
 /// What runs when no suite is named.
@@ -35,6 +39,7 @@ pub struct RunRequest {
     hang_timeout: Option<Duration>,
     baseline: Baseline,
     verbosity: Verbosity,
+    policy: Policy,
 }
 
 impl RunRequest {
@@ -61,6 +66,7 @@ impl RunRequest {
             )));
         }
         check_shares(&suites, &options)?;
+        let policy = policy(args, &options)?;
         let mut baseline = Baseline::default();
         let wrong_list = |error: crate::verdict::BaselineError| UsageError(super::error_chain(&error));
         for file in &args.exclude_file {
@@ -73,6 +79,7 @@ impl RunRequest {
             options,
             suites,
             suite_args: args.suite_args.clone(),
+            policy,
             results: args.results.clone(),
             test_timeout: args.test_timeout,
             hang_timeout: args.hang_timeout,
@@ -103,7 +110,7 @@ impl RunRequest {
         signals: &ForwardedSignals,
     ) -> anyhow::Result<ExitCode> {
         let shares = PreparedShares::new(&self.options.shares)?;
-        let plan = self.plan(speed_factor);
+        let (plan, schedule) = self.plan(speed_factor);
         let mut reporters = Reporters::create(ReportConfig {
             results_parent: self.results.clone(),
             suites: self.suite_names(),
@@ -112,43 +119,50 @@ impl RunRequest {
             terminal: TerminalConfig::detect(self.verbosity),
             manifest: self.manifest(invocation, files, &shares.list()),
         })?;
-        let console_log = self.options.console.clone().unwrap_or_else(|| reporters.console_log());
-        let config = files.machine(&self.options, &shares.list(), &console_log);
-        let mut stats = None;
-        let outcome = match machine::start(&config) {
-            Ok(vm) => {
-                stats = self.options.stats.then(|| vm.statistics());
-                let guest = super::guest_handle(vm, Some(console_log));
-                session::run_suites(&plan, guest, &signals.signals, &mut |event| reporters.on_event(event))
-            }
-            Err(error) => RunOutcome::CannotTest { reason: super::error_chain(&error) },
+        let guests = Guests {
+            request: &self,
+            files,
+            console_log: self.options.console.clone().unwrap_or_else(|| reporters.dir().join(CONSOLE_LOG)),
+            shares: Mutex::new(Some(shares)),
+            statistics: Mutex::default(),
         };
-        // The shares go before the last word: whoever reads it finds nothing left behind.
-        drop(shares);
+        let outcome = crew::run(
+            schedule,
+            self.policy.jobs,
+            &plan,
+            &|guest| guests.start(guest),
+            &signals.signals,
+            &mut |guest, event| reporters.on_guest_event(guest, event),
+        );
+        let statistics = guests.finish();
         reporters.on_event(RunEvent::RunFinished { outcome: outcome.clone() });
         let stats_file = reporters.dir().join("stats.json");
-        let stats = stats.map(|stats| stats.read());
-        let json = stats.as_ref().map(Statistics::to_json).transpose().context("failed to write statistics as JSON")?;
+        let json = self.options.stats.then(|| statistics_json(&statistics)).transpose();
+        let json = json.context("failed to write statistics as JSON")?;
         if let Some(json) = &json {
             reporters.add_statistics(json.clone());
         }
         let exit = reporters.finish(&outcome);
-        if let (Some(stats), Some(json)) = (stats, json) {
-            eprint!("{stats}");
+        for (guest, statistics) in &statistics {
+            let heading = if *guest > 1 { format!("guest {guest}:\n") } else { String::new() };
+            eprint!("{heading}{statistics}");
+        }
+        if let Some(json) = json {
             std::fs::write(&stats_file, format!("{json:#}\n"))
                 .with_context(|| format!("failed to write {}", stats_file.display()))?;
         }
         Ok(exit)
     }
 
-    fn plan(&self, speed_factor: f64) -> RunPlan {
+    fn plan(&self, speed_factor: f64) -> (RunPlan, Schedule) {
         let deadlines = super::deadlines(&self.options, speed_factor);
         let test = self.test_timeout.or(deadlines.test);
         let agent = self.hang_timeout.unwrap_or(deadlines.agent);
         let deadlines = Deadlines { test, agent, ..deadlines };
         let milliseconds = test.map_or(0, |limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
-        let suites = self.suites.iter().flat_map(|suite| suite.plans(&self.suite_args, milliseconds)).collect();
-        RunPlan { suites, deadlines }
+        let suites = self.suites.iter().flat_map(|suite| suite.runs(&self.suite_args, milliseconds));
+        let schedule = Schedule::new(suites.map(|run| (run, Done::default())), self.policy);
+        (RunPlan::starting_now(deadlines), schedule)
     }
 
     fn manifest(&self, invocation: &Invocation, files: &GuestFiles, shares: &[ShareConfig]) -> ManifestInputs {
@@ -188,6 +202,74 @@ fn unless_unknown(error: guest_image::Error) -> anyhow::Error {
         guest_image::Error::UnknownSuite { .. } => UsageError(error.to_string()).into(),
         error => error.into(),
     }
+}
+
+/// Boots the guests of a run.
+struct Guests<'a> {
+    request: &'a RunRequest,
+    files: &'a GuestFiles,
+    console_log: PathBuf,
+    /// Those of the first guest, made before anything else was; each later one gets its own.
+    shares: Mutex<Option<PreparedShares>>,
+    /// By guest, as asked for.
+    statistics: Mutex<Vec<(u32, StatisticsReader)>>,
+}
+
+impl Guests<'_> {
+    fn start(&self, guest: u32) -> anyhow::Result<StartedGuest> {
+        let options = &self.request.options;
+        let prepared = self.shares.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let shares = match prepared {
+            Some(shares) => shares,
+            None => PreparedShares::new(&options.shares)?,
+        };
+        let console_log = console_log_of(&self.console_log, guest);
+        let vm = machine::start(&self.files.machine(options, &shares.list(), &console_log))?;
+        if options.stats {
+            self.statistics.lock().unwrap_or_else(PoisonError::into_inner).push((guest, vm.statistics()));
+        }
+        Ok(StartedGuest { handle: super::guest_handle(vm, Some(console_log)), keep: Box::new(shares) })
+    }
+
+    /// The shares go before the last word: whoever reads it finds nothing left behind.
+    fn finish(self) -> Vec<(u32, Statistics)> {
+        let mut readers = self.statistics.into_inner().unwrap_or_else(PoisonError::into_inner);
+        readers.sort_by_key(|(guest, _)| *guest);
+        readers.into_iter().map(|(guest, reader)| (guest, reader.read())).collect()
+    }
+}
+
+/// `console.log` for the first guest, `console-2.log` for the second.
+fn console_log_of(first: &Path, guest: u32) -> PathBuf {
+    if guest <= 1 {
+        return first.to_owned();
+    }
+    let stem = first.file_stem().unwrap_or_default().to_string_lossy();
+    let extension = first.extension().map(|e| format!(".{}", e.to_string_lossy())).unwrap_or_default();
+    first.with_file_name(format!("{stem}-{guest}{extension}"))
+}
+
+/// One guest's as it is; of several a list.
+fn statistics_json(statistics: &[(u32, Statistics)]) -> serde_json::Result<serde_json::Value> {
+    match statistics {
+        [(_, only)] => only.to_json(),
+        several => several.iter().map(|(_, one)| one.to_json()).collect::<Result<Vec<_>, _>>().map(Into::into),
+    }
+}
+
+fn policy(args: &RunArgs, options: &MachineOptions) -> Result<Policy, UsageError> {
+    let jobs = usize::from(args.jobs);
+    if jobs > 1 && matches!(options.shares, crate::config::Shares::Given(_)) {
+        return Err(UsageError(
+            "--jobs: guests side by side need shares of their own, and --shared-dir gives them the same; leave it out for \
+             scratch shares"
+                .to_owned(),
+        ));
+    }
+    if jobs > 1 && options.vsock_socket.is_some() {
+        return Err(UsageError("--jobs: --vsock-socket is one guest's; leave one of the two out".to_owned()));
+    }
+    Ok(Policy { jobs, guest_per: args.vm_per, shard: args.shard })
 }
 
 fn check_shares(suites: &[Manifest], options: &MachineOptions) -> Result<(), UsageError> {

@@ -139,7 +139,7 @@ fn show(manifest: &Manifest, added: Option<&AddedSuite>) -> String {
     for (what, names) in [("packages", packages), ("modules", modules)] {
         lines.extend((!names.is_empty()).then(|| (what, names.join(" "))));
     }
-    lines.extend(manifest.plans(&[], 0).into_iter().map(|plan| ("run", plan.command.argv.join(" "))));
+    lines.extend(manifest.runs(&[], 0).into_iter().map(|run| ("run", run.plan.command.argv.join(" "))));
     lines.extend(manifest.run.env.iter().map(|(name, value)| ("env", format!("{name}={value}"))));
     lines.push(("in", manifest.run.cwd.clone()));
     lines.push(("shares", manifest.requires.shares.to_string()));

@@ -1,7 +1,7 @@
 //! `artefacts/<suite>/<test>.out.bad`: what a failing test printed. Where a suite leaves files of its own about a failure
 //! (xfstests: `.out.bad`, `.full`, `.dmesg`) they are here under their names, and what was printed is `<test>.output`.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -30,22 +30,29 @@ const AFTER_RESULTS: &str = "after-the-last-result";
 /// Keeps what was printed since the last result: suites print before they tell.
 pub(super) struct Artefacts {
     dir: PathBuf,
+    /// By guest.
+    guests: HashMap<u32, SinceLastResult>,
+    bytes_left: usize,
+    files_left: usize,
+}
+
+/// What a guest told since its last result.
+#[derive(Default)]
+struct SinceLastResult {
     printed: HeadAndTail,
     /// Whether the suite left files of its own about the failure that is told next.
     has_files: bool,
-    bytes_left: usize,
-    files_left: usize,
 }
 
 impl Artefacts {
     /// Will write below `dir`, which is made when there is something to put there.
     pub(super) fn new(dir: PathBuf) -> Self {
-        Self { dir, printed: HeadAndTail::default(), has_files: false, bytes_left: MAX_BYTES, files_left: MAX_FILES }
+        Self { dir, guests: HashMap::new(), bytes_left: MAX_BYTES, files_left: MAX_FILES }
     }
 
-    fn save(&mut self, suite: &str, test: &str, message: &str) -> io::Result<()> {
-        let printed = std::mem::take(&mut self.printed);
-        let kind = if std::mem::take(&mut self.has_files) { PRINTED_TOO } else { PRINTED };
+    fn save(&mut self, guest: u32, suite: &str, test: &str, message: &str) -> io::Result<()> {
+        let SinceLastResult { printed, has_files } = self.guests.remove(&guest).unwrap_or_default();
+        let kind = if has_files { PRINTED_TOO } else { PRINTED };
         let Some(mut file) = self.file(suite, test, kind, message.len() + printed.len())? else { return Ok(()) };
         if !message.is_empty() {
             writeln!(file, "{}\n", message.trim_end())?;
@@ -54,7 +61,6 @@ impl Artefacts {
     }
 
     fn save_file(&mut self, suite: &str, test: &str, kind: &str, data: &[u8]) -> io::Result<()> {
-        self.has_files = true;
         match self.file(suite, test, kind, data.len())? {
             Some(mut file) => file.write_all(data),
             None => Ok(()),
@@ -81,24 +87,26 @@ impl Reporter for Artefacts {
 
     fn on_event(&mut self, event: &TimedEvent, judgement: Option<Judgement>, tally: &Tally) -> io::Result<()> {
         match &event.event {
-            RunEvent::Output { text, .. } => self.printed.push(text),
+            RunEvent::Output { text, .. } => self.guests.entry(event.guest).or_default().printed.push(text),
             RunEvent::TestStarted { .. } | RunEvent::SuiteStarted { .. } => {
-                self.printed = HeadAndTail::default();
-                self.has_files = false;
+                self.guests.remove(&event.guest);
             }
-            RunEvent::Artefact { suite, test, kind, data, .. } => return self.save_file(suite, test, kind, data),
+            RunEvent::Artefact { suite, test, kind, data, .. } => {
+                self.guests.entry(event.guest).or_default().has_files = true;
+                let test = if test.is_empty() { AFTER_RESULTS } else { test };
+                return self.save_file(suite, test, kind, data);
+            }
             RunEvent::TestFinished { suite, test, message, .. } => {
                 if matches!(judgement, Some(Judgement::Fail | Judgement::Error | Judgement::ExpectedFail)) {
-                    return self.save(suite, test, message);
+                    return self.save(event.guest, suite, test, message);
                 }
-                self.printed = HeadAndTail::default();
-                self.has_files = false;
+                self.guests.remove(&event.guest);
             }
             RunEvent::SuiteFinished { suite, .. } => {
                 if tally.suites().iter().any(|tallied| tallied.name == *suite && tallied.trouble.is_some()) {
-                    return self.save(suite, AFTER_RESULTS, "");
+                    return self.save(event.guest, suite, AFTER_RESULTS, "");
                 }
-                self.printed = HeadAndTail::default();
+                self.guests.remove(&event.guest);
             }
             _ => {}
         }
@@ -109,7 +117,10 @@ impl Reporter for Artefacts {
         // What was printed last before the machine went away.
         let last = run.tally.suites().last();
         let running = last.and_then(|suite| suite.running.as_deref()).unwrap_or(AFTER_RESULTS);
-        self.save(last.map_or("vmm", |suite| &suite.name), running, "")
+        let suite = last.map_or("vmm", |suite| &suite.name);
+        let mut guests: Vec<u32> = self.guests.keys().copied().collect();
+        guests.sort_unstable();
+        guests.into_iter().try_for_each(|guest| self.save(guest, suite, running, ""))
     }
 }
 

@@ -27,8 +27,8 @@ use crate::exit_code::ExitCode;
 use crate::session::{RunEvent, RunOutcome, TimedEvent};
 use crate::verdict::{Baseline, Tally, exit_code, with_failed_reporter};
 
-/// The guest's console log in the results folder; the machine writes it.
-pub(super) const CONSOLE_LOG: &str = "console.log";
+/// The first guest's console log in the results folder; the machine writes it.
+pub const CONSOLE_LOG: &str = "console.log";
 
 /// Completes the manifest; see [`write_manifest`].
 type HashJob = Box<dyn FnOnce(&AtomicBool) -> io::Result<()> + Send>;
@@ -151,7 +151,10 @@ impl Reporters {
             finished: false,
             dir,
         };
-        all.deliver(RunEvent::RunStarted { run: all.dir.name().to_owned(), suites: config.suites, host: config.host });
+        all.deliver(
+            0,
+            RunEvent::RunStarted { run: all.dir.name().to_owned(), suites: config.suites, host: config.host },
+        );
         match hashing {
             Ok(thread) => all.hashing = Some(thread),
             Err(error) => all.failed("manifest.json", &error),
@@ -175,17 +178,17 @@ impl Reporters {
         self.dir.name()
     }
 
-    /// Where the guest's console is to be written.
-    #[must_use]
-    pub fn console_log(&self) -> PathBuf {
-        self.dir.path().join(CONSOLE_LOG)
+    /// Stamps one event of the run as a whole and hands it to every reporter. [`RunEvent::RunStarted`] has been reported
+    /// already and is dropped.
+    pub fn on_event(&mut self, event: RunEvent) {
+        self.on_guest_event(0, event);
     }
 
-    /// Stamps one event and hands it to every reporter. [`RunEvent::RunStarted`] has been reported already and is dropped.
-    pub fn on_event(&mut self, event: RunEvent) {
+    /// The same with an event of a guest, by its number.
+    pub fn on_guest_event(&mut self, guest: u32, event: RunEvent) {
         match event {
             RunEvent::RunStarted { .. } => {}
-            event => self.deliver(event),
+            event => self.deliver(guest, event),
         }
     }
 
@@ -200,7 +203,7 @@ impl Reporters {
         self.conclude(outcome)
     }
 
-    fn deliver(&mut self, event: RunEvent) {
+    fn deliver(&mut self, guest: u32, event: RunEvent) {
         match &event {
             RunEvent::GuestReady { kernel_release, .. } => self.kernel_release = Some(kernel_release.clone()),
             RunEvent::RunFinished { .. } => self.run_finished = true,
@@ -208,7 +211,7 @@ impl Reporters {
         }
         let at_ms = u64::try_from(self.clock.elapsed().as_millis()).unwrap_or(u64::MAX);
         let judgement = self.tally.on_event(&event);
-        let event = TimedEvent { at_ms, event };
+        let event = TimedEvent { at_ms, guest, event };
         let tally = &self.tally;
         let mut failed = Vec::new();
         self.reporters.retain_mut(|reporter| match reporter.on_event(&event, judgement, tally) {
@@ -226,7 +229,7 @@ impl Reporters {
     /// Tells the reporters that are left. The number of reporters bounds the recursion through `deliver`.
     fn failed(&mut self, name: &str, error: &io::Error) {
         let line = self.note_failure(name, error);
-        self.deliver(RunEvent::Note { line });
+        self.deliver(0, RunEvent::Note { line });
     }
 
     fn note_failure(&mut self, name: &str, error: &io::Error) -> String {
@@ -241,7 +244,7 @@ impl Reporters {
     fn conclude(&mut self, outcome: &RunOutcome) -> ExitCode {
         self.finished = true;
         if !self.run_finished {
-            self.deliver(RunEvent::RunFinished { outcome: outcome.clone() });
+            self.deliver(0, RunEvent::RunFinished { outcome: outcome.clone() });
         }
         if *outcome == RunOutcome::Interrupted {
             self.give_up_hashing.store(true, Ordering::Relaxed);

@@ -31,13 +31,26 @@ const WHOLE_SUITE: &str = "(the whole suite)";
 /// Keeps the ends of what was printed; the page is written when the run ends, however it ends.
 pub(super) struct Html {
     dir: PathBuf,
-    printed: Tail,
+    /// By number.
+    guests: HashMap<u32, Guest>,
     kernel_log: Tail,
-    /// Suite and name of the test that has begun and not ended.
-    running: Option<(String, String)>,
     /// What bad tests printed, by suite and test.
     outputs: HashMap<(String, String), String>,
     output_left: usize,
+}
+
+/// What a guest is at.
+struct Guest {
+    /// Since its last result.
+    printed: Tail,
+    /// Suite and name of the test that has begun and not ended.
+    running: Option<(String, String)>,
+}
+
+impl Default for Guest {
+    fn default() -> Self {
+        Self { printed: Tail::new(OUTPUT_SHOWN), running: None }
+    }
 }
 
 impl Html {
@@ -45,16 +58,15 @@ impl Html {
     pub(super) fn new(dir: PathBuf) -> Self {
         Self {
             dir,
-            printed: Tail::new(OUTPUT_SHOWN),
+            guests: HashMap::new(),
             kernel_log: Tail::new(KERNEL_LOG_SHOWN),
-            running: None,
             outputs: HashMap::new(),
             output_left: ALL_OUTPUT,
         }
     }
 
-    fn keep_output(&mut self, suite: &str, test: &str) {
-        let text = self.printed.take();
+    fn keep_output(&mut self, guest: u32, suite: &str, test: &str) {
+        let text = self.guests.entry(guest).or_default().printed.take();
         if !text.is_empty() && text.len() <= self.output_left {
             self.output_left -= text.len();
             self.outputs.insert((suite.to_owned(), test.to_owned()), text);
@@ -62,8 +74,9 @@ impl Html {
     }
 
     fn page(&mut self, run: &FinishedRun<'_>) -> io::Result<String> {
-        if let Some((suite, test)) = self.running.take() {
-            self.keep_output(&suite, &test);
+        let running = self.guests.iter_mut().filter_map(|(number, guest)| Some((*number, guest.running.take()?)));
+        for (guest, (suite, test)) in running.collect::<Vec<_>>() {
+            self.keep_output(guest, &suite, &test);
         }
         let kernel_log = self.kernel_log.text();
         let tests = run.tally.suites().iter().flat_map(|suite| {
@@ -125,26 +138,33 @@ impl Reporter for Html {
     }
 
     fn on_event(&mut self, event: &TimedEvent, judgement: Option<Judgement>, _: &Tally) -> io::Result<()> {
+        let guest = self.guests.entry(event.guest).or_default();
         match &event.event {
-            RunEvent::Output { text, .. } => self.printed.push(text),
+            RunEvent::Output { text, .. } => guest.printed.push(text),
             RunEvent::KernelLog { text } => self.kernel_log.push(text),
-            RunEvent::SuiteStarted { .. } => drop(self.printed.take()),
+            RunEvent::SuiteStarted { .. } => drop(guest.printed.take()),
             RunEvent::TestStarted { suite, test } => {
-                self.running = Some((suite.clone(), test.clone()));
-                drop(self.printed.take());
+                guest.running = Some((suite.clone(), test.clone()));
+                drop(guest.printed.take());
             }
             RunEvent::TestFinished { suite, test, .. } => {
-                self.running = None;
+                guest.running = None;
                 match judgement {
-                    Some(Judgement::Fail | Judgement::Error | Judgement::ExpectedFail) => self.keep_output(suite, test),
-                    _ => drop(self.printed.take()),
+                    Some(Judgement::Fail | Judgement::Error | Judgement::ExpectedFail) => {
+                        self.keep_output(event.guest, suite, test);
+                    }
+                    _ => drop(guest.printed.take()),
                 }
             }
             // Cut off, its last test is still running to the tally; else the suite as a whole is in trouble, if any is.
-            RunEvent::SuiteFinished { suite, end, .. } => match self.running.take() {
-                Some((_, test)) if end.is_none() => self.keep_output(suite, &test),
-                _ => self.keep_output(suite, WHOLE_SUITE),
+            RunEvent::SuiteFinished { suite, end, .. } => match guest.running.take() {
+                Some((_, test)) if end.is_none() => self.keep_output(event.guest, suite, &test),
+                _ => self.keep_output(event.guest, suite, WHOLE_SUITE),
             },
+            // With all that it printed.
+            RunEvent::MachineStopped { .. } if guest.running.is_none() && guest.printed.text.is_empty() => {
+                self.guests.remove(&event.guest);
+            }
             _ => {}
         }
         Ok(())

@@ -51,7 +51,11 @@ impl<W: Write + Send> Reporter for JsonLines<W> {
             if self.output_left == 0 {
                 self.write(event)?;
                 let line = format!("over {} MiB of output: what follows is left out of this file", MAX_OUTPUT >> 20);
-                return self.write(&TimedEvent { at_ms: event.at_ms, event: RunEvent::Note { line } });
+                return self.write(&TimedEvent {
+                    at_ms: event.at_ms,
+                    guest: event.guest,
+                    event: RunEvent::Note { line },
+                });
             }
         }
         self.write(event)

@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     fn log(log: &mut KernelLog, text: &str) {
-        let event = TimedEvent { at_ms: 0, event: RunEvent::KernelLog { text: text.into() } };
+        let event = TimedEvent { at_ms: 0, guest: 1, event: RunEvent::KernelLog { text: text.into() } };
         log.on_event(&event, None, &Tally::default()).unwrap();
     }
 

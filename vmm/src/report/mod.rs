@@ -24,9 +24,10 @@ mod terminal;
 mod test_events;
 
 pub use error::ReportError;
-pub use fan_out::{ReportConfig, Reporters};
+pub use fan_out::{CONSOLE_LOG, ReportConfig, Reporters};
 pub use manifest::{ManifestFile, ManifestInputs, ManifestShare};
 pub(crate) use printable::printable;
+pub(crate) use reporter::outcome_in_words;
 pub use results_dir::check as check_results_dir;
 pub use saved_run::{SavedRun, SavedRunError};
 pub use terminal::{TerminalConfig, Verbosity};

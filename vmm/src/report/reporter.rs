@@ -49,7 +49,7 @@ pub(super) struct FinishedRun<'a> {
 }
 
 /// An outcome in words; `None` when the run came to its end.
-pub(super) fn outcome_in_words(outcome: &RunOutcome) -> Option<String> {
+pub(crate) fn outcome_in_words(outcome: &RunOutcome) -> Option<String> {
     match outcome {
         RunOutcome::Completed => None,
         RunOutcome::GuestDied { reason } => Some(format!("guest died: {reason}")),

@@ -286,7 +286,10 @@ impl Reporter for Terminal {
                 Ok(())
             }
             RunEvent::Output { text, .. } if self.verbosity == Verbosity::Verbose => self.output(text),
-            RunEvent::Output { .. } | RunEvent::Artefact { .. } | RunEvent::KernelLog { .. } => Ok(()),
+            RunEvent::Output { .. }
+            | RunEvent::Artefact { .. }
+            | RunEvent::KernelLog { .. }
+            | RunEvent::ListedTestFinished { .. } => Ok(()),
             RunEvent::TestFinished { test, .. } => {
                 self.show_progress(counts, test);
                 judgement.map_or(Ok(()), |judgement| self.on_result(&event.event, judgement))

@@ -18,7 +18,7 @@ pub(super) const GARBAGE: &str = "../\x1b[31m\0<&\"']]>\u{fffe}\u{202e}é\n\x07e
 
 /// One event at the given time.
 pub(super) fn at(at_ms: u64, event: RunEvent) -> TimedEvent {
-    TimedEvent { at_ms, event }
+    TimedEvent { at_ms, guest: 0, event }
 }
 
 /// A piece of output of suite `s`.

@@ -14,6 +14,8 @@ pub struct Deadlines {
     /// While tests run, without a sign of the guest's agent, which is asked now and then: after that the guest hangs
     /// (`--hang-timeout`).
     pub agent: Duration,
+    /// For a suite to list its tests.
+    pub listing: Duration,
     /// From asking the guest to power off until it has.
     pub shutdown: Duration,
 }
@@ -25,6 +27,7 @@ impl Default for Deadlines {
             test: Some(Duration::from_secs(300)),
             total: None,
             agent: Duration::from_secs(60),
+            listing: Duration::from_secs(120),
             shutdown: Duration::from_secs(20),
         }
     }
@@ -42,6 +45,7 @@ impl Deadlines {
             test: self.test.map(scale),
             total: self.total.map(scale),
             agent: scale(self.agent),
+            listing: scale(self.listing),
             shutdown: scale(self.shutdown),
         }
     }

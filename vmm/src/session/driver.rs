@@ -1,15 +1,16 @@
 //! Drives a run: agent frames, deadlines, Ctrl-C and the machine's end become one ordered stream of events.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, at, never, select};
-use wire::{FrameError, SuitePlan, ToGuest, ToHost};
+use wire::{Command, FrameError, SuitePlan, ToGuest, ToHost};
 
-use super::console_log::{self, ConsoleFindings};
+use super::ending::{self, Ending, GuestEnd};
 use super::greeting::brief;
+use super::listing::Listing;
 use super::suite_state::{Step, SuiteState};
-use super::{AgentLink, GuestHandle, LinkEvent, NotReady, RunEvent, RunOutcome, RunPlan, await_greeting};
+use super::work::{Task, WorkSource};
+use super::{AgentLink, GuestHandle, LinkEvent, NotReady, RunEvent, RunPlan, await_greeting};
 use crate::machine::StopReason;
 
 /// Frames that were under way when the machine stopped arrive within this time of each other.
@@ -21,27 +22,29 @@ const LONGEST_PULSE: Duration = Duration::from_secs(5);
 /// A stream that ends is followed by the machine's end, if that is why.
 const STOP_AFTER_CLOSE: Duration = Duration::from_secs(5);
 
-/// Runs all suites of `plan` in a machine that was just started, telling `sink` each event as it happens, from
-/// [`RunEvent::BootStarted`] to [`RunEvent::MachineStopped`]. When it returns the machine has stopped or was told to.
+/// Has a machine that was just started do what `work` gives, until that gives no more, telling `sink` each event as it happens,
+/// from [`RunEvent::BootStarted`] to [`RunEvent::MachineStopped`]. When it returns the machine has stopped or was told to.
 ///
 /// The first message of `interrupts` lets the guest finish its shares and power off, the second stops it at once.
-pub fn run_suites<I>(
+pub fn run_tasks<I>(
     plan: &RunPlan,
+    work: &mut dyn WorkSource,
     guest: GuestHandle<'_>,
     interrupts: &Receiver<I>,
     sink: &mut dyn FnMut(RunEvent),
-) -> RunOutcome {
+) -> GuestEnd {
     sink(RunEvent::BootStarted);
-    let GuestHandle { agent, stopped, console_log, stop } = guest;
+    let GuestHandle { agent, stopped, console_log, autopsy, stop } = guest;
     let (ending, stop_reason) = match AgentLink::accept(agent) {
         Ok(link) => {
             let mut driver = Driver {
                 plan,
+                work,
                 link,
                 stopped,
                 interrupts: interrupts.clone(),
                 sink: &mut *sink,
-                total_deadline: plan.deadlines.total.and_then(|total| Instant::now().checked_add(total)),
+                autopsy,
                 stop_reason: None,
                 timed_out_test: None,
                 not_started: None,
@@ -52,43 +55,9 @@ pub fn run_suites<I>(
         Err(error) => (Ending::CannotTest(format!("failed to start a thread for the agent's stream: {error}")), None),
     };
     let stop_reason = stop_reason.unwrap_or_else(stop);
-    let findings = findings(console_log.as_deref(), sink);
+    let findings = ending::findings(console_log.as_deref(), sink);
     sink(RunEvent::MachineStopped { reason: stop_reason.to_string() });
-    outcome(ending, &stop_reason, &findings)
-}
-
-/// How the talk with the guest ended.
-#[derive(Debug)]
-enum Ending {
-    /// Everything ran; the guest said goodbye.
-    Complete,
-    /// Everything ran, then the guest did not shut down.
-    NoGoodbye(Duration),
-    /// The guest never came to work.
-    NotReady(NotReady<StopReason>),
-    /// The machine stopped in the middle.
-    Stopped(StopReason),
-    /// The agent is gone or talks nonsense.
-    AgentLost(String),
-    /// A deadline of ours passed.
-    TimedOut(String),
-    /// Nothing can be said about the tests.
-    CannotTest(String),
-    /// Ctrl-C.
-    Interrupted,
-}
-
-impl Ending {
-    /// What the test that ran just then is told to have ended of.
-    fn why(&self) -> String {
-        match self {
-            Self::Stopped(reason) => format!("the machine stopped: {reason}"),
-            Self::AgentLost(reason) | Self::TimedOut(reason) | Self::CannotTest(reason) => reason.clone(),
-            Self::Interrupted => "the run was interrupted".into(),
-            Self::NotReady(reason) => reason.to_string(),
-            Self::Complete | Self::NoGoodbye(_) => "the run ended".into(),
-        }
-    }
+    ending::guest_end(ending, &stop_reason, &findings)
 }
 
 /// Something that happened.
@@ -102,11 +71,12 @@ enum Happening {
 
 struct Driver<'a, I> {
     plan: &'a RunPlan,
+    work: &'a mut dyn WorkSource,
     link: AgentLink,
     stopped: Receiver<StopReason>,
     interrupts: Receiver<I>,
     sink: &'a mut dyn FnMut(RunEvent),
-    total_deadline: Option<Instant>,
+    autopsy: Box<dyn FnMut() -> String + 'a>,
     stop_reason: Option<StopReason>,
     timed_out_test: Option<String>,
     not_started: Option<String>,
@@ -114,21 +84,19 @@ struct Driver<'a, I> {
 
 impl<I> Driver<'_, I> {
     fn run(&mut self) -> Ending {
-        let mut left = self.plan.suites.iter();
         let ending = match self.boot() {
             Ok(()) => loop {
-                let Some(suite) = left.next() else { break None };
-                if let Err(ending) = self.run_suite(suite) {
+                let done = match self.work.next_task() {
+                    None => break None,
+                    Some(Task::Run(plan)) => self.run_suite(&plan),
+                    Some(Task::List(command)) => self.list(&command),
+                };
+                if let Err(ending) = done {
                     break Some(ending);
                 }
             },
             Err(ending) => Some(ending),
         };
-        for suite in left {
-            let why = ending.as_ref().map(Ending::why).unwrap_or_default();
-            let error = format!("not run: {why}");
-            (self.sink)(RunEvent::SuiteNotStarted { suite: suite.name.clone(), error });
-        }
         match ending {
             None => self.shut_down(),
             Some(Ending::Interrupted) => {
@@ -142,7 +110,7 @@ impl<I> Driver<'_, I> {
 
     fn boot(&mut self) -> Result<(), Ending> {
         let boot = self.plan.deadlines.boot;
-        let limit = match self.total_deadline {
+        let limit = match self.plan.total_until {
             Some(total) => boot.min(total.saturating_duration_since(Instant::now())),
             None => boot,
         };
@@ -152,7 +120,7 @@ impl<I> Driver<'_, I> {
             }
             match not_ready {
                 NotReady::Interrupted => Ending::Interrupted,
-                NotReady::TimedOut(_) if self.is_over_time() => Ending::TimedOut(self.over_time("the guest's start")),
+                NotReady::TimedOut(_) if self.is_over_time() => Ending::OverTime(self.over_time("the guest's start")),
                 not_ready => Ending::NotReady(not_ready),
             }
         })?;
@@ -177,7 +145,7 @@ impl<I> Driver<'_, I> {
         let ending = loop {
             let silence = self.plan.deadlines.silence().filter(|_| plan.test_timeout_ms > 0);
             let silent_at = silence.and_then(|limit| state.progress_at.checked_add(limit));
-            match self.next([silent_at, self.total_deadline].into_iter().flatten().min()) {
+            match self.next([silent_at, self.plan.total_until].into_iter().flatten().min()) {
                 Happening::Frame(frame) => {
                     started |= matches!(frame, ToHost::SuiteStarted { .. });
                     let shown = brief(&frame);
@@ -201,24 +169,61 @@ impl<I> Driver<'_, I> {
                 Happening::Stopped(reason) => break Ending::Stopped(reason),
                 Happening::Interrupted => break Ending::Interrupted,
                 Happening::Deadline => {
-                    break Ending::TimedOut(match (self.is_over_time(), silence) {
-                        (false, Some(limit)) => format!(
+                    break match (self.is_over_time(), silence) {
+                        (false, Some(limit)) => Ending::Hung(format!(
                             "no sign of {} for {}, nor of the guest's agent that should have killed it",
                             state.running(),
                             humantime::format_duration(limit)
-                        ),
-                        _ => self.over_time(&state.running()),
-                    });
+                        )),
+                        _ => Ending::OverTime(self.over_time(&state.running())),
+                    };
                 }
             }
         };
+        if ending.is_guests() {
+            let text = format!("{}\n{}", ending.why(), (self.autopsy)());
+            state.tell_autopsy(text, self.sink);
+        }
         if started {
             state.cut_off(&ending.why(), self.sink);
-        } else {
-            let error = format!("not run: {}", ending.why());
-            (self.sink)(RunEvent::SuiteNotStarted { suite: plan.name.clone(), error });
         }
         Err(ending)
+    }
+
+    /// Asks a command of the suite for its tests.
+    fn list(&mut self, command: &Command) -> Result<(), Ending> {
+        self.link.send(ToGuest::Exec { command: command.clone(), pty: None, stdin: false });
+        let limit = self.plan.deadlines.listing;
+        let until = [Instant::now().checked_add(limit), self.plan.total_until].into_iter().flatten().min();
+        let mut listing = Listing::default();
+        loop {
+            match self.next(until) {
+                Happening::Frame(ToHost::KernelLog { text }) => (self.sink)(RunEvent::KernelLog { text }),
+                Happening::Frame(ToHost::Log { line }) => (self.sink)(RunEvent::Note { line }),
+                Happening::Frame(ToHost::Output { stream, data }) => listing.take(stream, &data),
+                Happening::Frame(ToHost::ExecFinished { end }) => {
+                    self.work.listed(listing.finish(end));
+                    return Ok(());
+                }
+                Happening::Frame(ToHost::ExecNotStarted { error, .. }) => {
+                    self.work.listed(Err(error));
+                    return Ok(());
+                }
+                Happening::Frame(frame) => {
+                    return Err(Ending::AgentLost(format!("the guest's agent spoke out of turn: {}", brief(&frame))));
+                }
+                Happening::Closed(error) => return Err(self.lost(error)),
+                Happening::Stopped(reason) => return Err(Ending::Stopped(reason)),
+                Happening::Interrupted => return Err(Ending::Interrupted),
+                Happening::Deadline if self.is_over_time() => {
+                    return Err(Ending::OverTime(self.over_time("the listing of a suite's tests")));
+                }
+                Happening::Deadline => {
+                    let limit = humantime::format_duration(limit);
+                    return Err(Ending::Hung(format!("a suite did not list its tests within {limit}")));
+                }
+            }
+        }
     }
 
     fn shut_down(&mut self) -> Ending {
@@ -251,14 +256,14 @@ impl<I> Driver<'_, I> {
     /// All suites had their turn: what is to be said about the whole.
     fn complete(&mut self) -> Ending {
         match (self.timed_out_test.take(), self.not_started.take()) {
-            (Some(timed_out), _) => Ending::TimedOut(timed_out),
-            (None, Some(not_started)) => Ending::CannotTest(not_started),
+            (Some(timed_out), _) => Ending::TestTimedOut(timed_out),
+            (None, Some(not_started)) => Ending::NotStarted(not_started),
             (None, None) => Ending::Complete,
         }
     }
 
     fn is_over_time(&self) -> bool {
-        self.total_deadline.is_some_and(|deadline| Instant::now() >= deadline)
+        self.plan.total_until.is_some_and(|deadline| Instant::now() >= deadline)
     }
 
     fn over_time(&self, running: &str) -> String {
@@ -270,7 +275,7 @@ impl<I> Driver<'_, I> {
     fn lost(&mut self, error: Option<FrameError>) -> Ending {
         if self.link.fell_silent() {
             let limit = humantime::format_duration(self.plan.deadlines.agent);
-            return Ending::TimedOut(format!(
+            return Ending::Hung(format!(
                 "the guest hangs: nothing was heard from its agent for {limit} (--hang-timeout)"
             ));
         }
@@ -333,46 +338,7 @@ impl<I> Driver<'_, I> {
     }
 }
 
-fn findings(console_log: Option<&Path>, sink: &mut dyn FnMut(RunEvent)) -> ConsoleFindings {
-    let Some(path) = console_log else { return ConsoleFindings::default() };
-    console_log::read(path).unwrap_or_else(|error| {
-        sink(RunEvent::Note { line: format!("failed to read {}: {error}", path.display()) });
-        ConsoleFindings::default()
-    })
-}
-
-fn outcome(ending: Ending, stop_reason: &StopReason, findings: &ConsoleFindings) -> RunOutcome {
-    if matches!(ending, Ending::Interrupted) {
-        return RunOutcome::Interrupted;
-    }
-    // Whatever else was noticed, it came of this.
-    if let Some(death) = findings.kernel_death() {
-        return RunOutcome::GuestDied { reason: death };
-    }
-    let reason = match &findings.agent_fatal {
-        Some(fatal) => format!("{}; the guest's agent gave up: {fatal}", ending.why()),
-        None => ending.why(),
-    };
-    match ending {
-        Ending::Complete => RunOutcome::Completed,
-        Ending::Interrupted => RunOutcome::Interrupted,
-        Ending::TimedOut(reason) => RunOutcome::TimedOut { reason },
-        Ending::NoGoodbye(limit) => RunOutcome::TimedOut {
-            reason: format!("the guest did not shut down within {}", humantime::format_duration(limit)),
-        },
-        Ending::CannotTest(_) => RunOutcome::CannotTest { reason },
-        Ending::NotReady(NotReady::TimedOut(_)) => RunOutcome::TimedOut { reason },
-        Ending::NotReady(NotReady::Stopped(StopReason::TripleFault { .. })) => RunOutcome::GuestDied { reason },
-        Ending::NotReady(_) => RunOutcome::CannotTest { reason },
-        Ending::Stopped(_) | Ending::AgentLost(_) if is_ours(stop_reason) => RunOutcome::CannotTest { reason },
-        Ending::Stopped(_) | Ending::AgentLost(_) => RunOutcome::GuestDied { reason },
-    }
-}
-
-/// Whether the machine stopped for a reason that says nothing about the guest.
-fn is_ours(reason: &StopReason) -> bool {
-    matches!(reason, StopReason::KvmFailed { .. } | StopReason::ThreadPanicked { .. })
-}
-
+#[cfg(test)]
+mod fake_guest;
 #[cfg(test)]
 mod tests;

@@ -94,7 +94,11 @@ pub fn await_greeting<S: std::fmt::Debug + std::fmt::Display, I>(
             None => never(),
         };
         select! {
-            recv(link.events()) -> event => break event,
+            recv(link.events()) -> event => match event {
+                // Who pressed Ctrl-C knows why the guest went away.
+                Ok(LinkEvent::Closed(_)) | Err(_) if interrupts.try_recv().is_ok() => return Err(NotReady::Interrupted),
+                event => break event,
+            },
             recv(stopped) -> reason => match reason {
                 // It may have spoken just before.
                 Ok(reason) => match link.events().recv_timeout(LAST_WORDS) {

@@ -16,6 +16,8 @@ pub struct GuestHandle<'a> {
     pub stopped: Receiver<StopReason>,
     /// What the guest's kernel printed, as far as it has.
     pub console_log: Option<PathBuf>,
+    /// What can be learned of a guest that died or hangs, for a person; the machine may still run.
+    pub autopsy: Box<dyn FnMut() -> String + 'a>,
     /// Stops the machine whatever its guest does, with a deadline of its own, and says why it stopped.
     pub stop: Box<dyn FnOnce() -> StopReason + 'a>,
 }

@@ -5,14 +5,25 @@ use wire::{MountReport, ProcessEnd, Stream, TestStatus};
 
 use crate::exit_code::ExitCode;
 
+/// The kind of an [artefact](RunEvent::Artefact) that tells what was seen of a guest that died or hangs.
+pub const AUTOPSY: &str = "autopsy";
+
 /// A [`RunEvent`] with the time since the run began.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TimedEvent {
     /// Milliseconds since [`RunEvent::RunStarted`].
     pub at_ms: u64,
+    /// The guest it happened in, counted from 1; 0 where it is of the run as a whole, or of an older version's.
+    #[serde(default, skip_serializing_if = "is_of_no_guest")]
+    pub guest: u32,
     /// What happened.
     #[serde(flatten)]
     pub event: RunEvent,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_of_no_guest(guest: &u32) -> bool {
+    *guest == 0
 }
 
 /// One thing that happened. Serialized as a JSON object with an `event` field in kebab case.
@@ -66,7 +77,7 @@ pub enum RunEvent {
     Artefact {
         /// The suite it belongs to.
         suite: String,
-        /// The test that left it.
+        /// The test that left it; empty for what is left of a guest that died while no test was known to run.
         test: String,
         /// What it is, as the end of a file's name: `out.bad`, `full`, `dmesg`.
         kind: String,
@@ -88,6 +99,13 @@ pub enum RunEvent {
         duration_us: u64,
         /// Why it failed or was skipped; may be empty.
         message: String,
+    },
+    /// A test of the suite's list has all its results, where one test has several.
+    ListedTestFinished {
+        /// The suite it belongs to.
+        suite: String,
+        /// Its name in the list.
+        test: String,
     },
     /// A suite's process has ended.
     SuiteFinished {
@@ -125,6 +143,30 @@ pub enum RunEvent {
         /// What it came to.
         outcome: RunOutcome,
     },
+}
+
+impl RunEvent {
+    /// The suite that it is about.
+    #[must_use]
+    pub fn suite(&self) -> Option<&str> {
+        match self {
+            Self::SuiteStarted { suite }
+            | Self::TestStarted { suite, .. }
+            | Self::Output { suite, .. }
+            | Self::Artefact { suite, .. }
+            | Self::TestFinished { suite, .. }
+            | Self::ListedTestFinished { suite, .. }
+            | Self::SuiteFinished { suite, .. }
+            | Self::SuiteNotStarted { suite, .. } => Some(suite),
+            Self::RunStarted { .. }
+            | Self::BootStarted
+            | Self::GuestReady { .. }
+            | Self::KernelLog { .. }
+            | Self::Note { .. }
+            | Self::MachineStopped { .. }
+            | Self::RunFinished { .. } => None,
+        }
+    }
 }
 
 /// [`wire::Stream`] for JSON.

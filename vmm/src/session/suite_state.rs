@@ -5,7 +5,7 @@ use std::time::Instant;
 use wire::{Stream, TestStatus, ToHost};
 
 use super::lossy_text::LossyText;
-use super::{RunEvent, SuiteEnd};
+use super::{AUTOPSY, RunEvent, SuiteEnd};
 
 /// A running suite.
 #[derive(Debug)]
@@ -106,6 +106,13 @@ impl SuiteState {
             | ToHost::Goodbye => return Step::OutOfTurn,
         }
         Step::GoesOn
+    }
+
+    /// What was learned of a guest that died or hangs under the running test.
+    pub(super) fn tell_autopsy(&self, text: String, sink: &mut dyn FnMut(RunEvent)) {
+        let (suite, test) = (self.suite.clone(), self.test.clone().unwrap_or_default());
+        let data = text.into_bytes();
+        sink(RunEvent::Artefact { suite, test, kind: AUTOPSY.into(), bytes: data.len() as u64, data });
     }
 
     /// The suite did not come to its end: `why` is the running test's message.

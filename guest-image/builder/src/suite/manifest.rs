@@ -173,7 +173,10 @@ const ENVIRONMENT: &[(&str, &str)] = &[
 
 impl Manifest {
     /// Reads the text of the manifest that is called `what` in errors.
-    pub(super) fn parse(what: &str, text: &str) -> Result<Self> {
+    ///
+    /// # Errors
+    /// It is no TOML, has unknown fields, or says what cannot be.
+    pub fn parse(what: &str, text: &str) -> Result<Self> {
         let manifest: Self = toml::from_str(text).map_err(|e| Error::malformed(what, e))?;
         match manifest.complaint() {
             Some(complaint) => Err(Error::malformed(what, complaint)),

@@ -1,169 +1,11 @@
 use std::io::Write;
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
 use std::thread;
 
-use crossbeam_channel::{Sender, bounded, unbounded};
-use wire::{
-    Command, MountReport, PROTOCOL_VERSION, ProcessEnd, ResultFormat, Stream, TestStatus, encode_frame, read_frame,
-    write_frame,
-};
+use wire::{PROTOCOL_VERSION, ProcessEnd, Stream, TestStatus, encode_frame, read_frame, write_frame};
 
+use super::fake_guest::*;
 use super::*;
-use crate::session::{Deadlines, SuiteEnd};
-
-/// The guest's side, played by a test's closure in a thread.
-struct FakeGuest {
-    agent: Option<mpsc::Sender<UnixStream>>,
-    stopped: Sender<StopReason>,
-    interrupt: Sender<()>,
-    console: PathBuf,
-}
-
-impl FakeGuest {
-    fn connect(&mut self) -> UnixStream {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        self.agent.take().unwrap().send(theirs).unwrap();
-        ours
-    }
-
-    /// Connects, says hello and takes the order to run a suite.
-    fn start_suite(&mut self) -> UnixStream {
-        let mut stream = self.connect();
-        write_frame(&mut stream, &hello()).unwrap();
-        assert!(matches!(read_frame(&mut stream), Ok(Some(ToGuest::RunSuite(_)))));
-        send(&mut stream, ToHost::SuiteStarted { suite: "suite".into() });
-        stream
-    }
-
-    fn stop(&self, reason: StopReason) {
-        self.stopped.send(reason).unwrap();
-    }
-
-    fn power_off(&self, stream: &mut UnixStream) {
-        while !matches!(read_frame(stream), Ok(Some(ToGuest::Shutdown))) {}
-        send(stream, ToHost::Goodbye);
-        self.stop(StopReason::PowerOff);
-    }
-
-    fn print(&self, text: &str) {
-        std::fs::write(&self.console, text).unwrap();
-    }
-}
-
-fn send(stream: &mut UnixStream, frame: ToHost) {
-    write_frame(stream, &frame).unwrap();
-}
-
-fn hello() -> ToHost {
-    ToHost::Hello {
-        protocol: PROTOCOL_VERSION,
-        kernel_release: "6.12.0".into(),
-        uptime_ms: 900,
-        sleep_10ms_took_ms: 10,
-        mounts: vec![MountReport { tag: "myfs1".into(), mount_point: "/mnt/virtiofs1".into(), error: None }],
-    }
-}
-
-fn suite(name: &str) -> SuitePlan {
-    let command = Command { argv: vec!["true".into()], env: Vec::new(), cwd: "/".into() };
-    SuitePlan { name: name.into(), command, format: ResultFormat::ExitCode, test_timeout_ms: 1000, artefacts: None }
-}
-
-fn deadlines() -> Deadlines {
-    Deadlines {
-        boot: Duration::from_secs(20),
-        test: Some(Duration::from_secs(20)),
-        total: None,
-        agent: Duration::from_secs(20),
-        shutdown: Duration::from_secs(20),
-    }
-}
-
-struct Run {
-    outcome: RunOutcome,
-    events: Vec<RunEvent>,
-    was_stopped_by_us: bool,
-}
-
-impl Run {
-    fn results(&self) -> Vec<(&str, TestStatus, &str)> {
-        self.events
-            .iter()
-            .filter_map(|event| match event {
-                RunEvent::TestFinished { test, status, message, .. } => {
-                    Some((test.as_str(), *status, message.as_str()))
-                }
-                _ => None,
-            })
-            .collect()
-    }
-
-    fn reason(&self) -> &str {
-        match &self.outcome {
-            RunOutcome::GuestDied { reason } | RunOutcome::TimedOut { reason } | RunOutcome::CannotTest { reason } => {
-                reason
-            }
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn not_started(&self) -> Vec<&str> {
-        self.events
-            .iter()
-            .filter_map(|event| match event {
-                RunEvent::SuiteNotStarted { suite, .. } => Some(suite.as_str()),
-                _ => None,
-            })
-            .collect()
-    }
-
-    fn ends_with_the_machine(&self) {
-        assert!(matches!(self.events.first(), Some(RunEvent::BootStarted)), "{:?}", self.events);
-        assert!(matches!(self.events.last(), Some(RunEvent::MachineStopped { .. })), "{:?}", self.events);
-    }
-}
-
-fn run_with(deadlines: Deadlines, suites: &[&str], guest: impl FnOnce(FakeGuest) + Send + 'static) -> Run {
-    let plan = RunPlan { suites: suites.iter().map(|name| suite(name)).collect(), deadlines };
-    let console = tempfile::NamedTempFile::new().unwrap();
-    let (agent_sender, agent) = mpsc::channel();
-    let (stopped_sender, stopped) = bounded(1);
-    // A machine that runs on: nobody says that it stopped.
-    let _runs_on = stopped_sender.clone();
-    let (interrupt, interrupts) = unbounded();
-    let fake =
-        FakeGuest { agent: Some(agent_sender), stopped: stopped_sender, interrupt, console: console.path().to_owned() };
-    let player = thread::spawn(move || guest(fake));
-    let stop_called = Arc::new(AtomicBool::new(false));
-    let called = Arc::clone(&stop_called);
-    let handle = GuestHandle {
-        agent,
-        stopped,
-        console_log: Some(console.path().to_owned()),
-        stop: Box::new(move || {
-            called.store(true, Ordering::SeqCst);
-            StopReason::Requested
-        }),
-    };
-    let mut events = Vec::new();
-    let outcome = run_suites(&plan, handle, &interrupts, &mut |event| events.push(event));
-    player.join().unwrap();
-    let run = Run { outcome, events, was_stopped_by_us: stop_called.load(Ordering::SeqCst) };
-    run.ends_with_the_machine();
-    run
-}
-
-fn run(guest: impl FnOnce(FakeGuest) + Send + 'static) -> Run {
-    run_with(deadlines(), &["suite"], guest)
-}
-
-/// A guest that stays until the driver hangs up.
-fn linger(mut stream: UnixStream) {
-    while let Ok(Some(_)) = read_frame::<ToGuest>(&mut stream) {}
-}
+use crate::session::{Deadlines, Fate, RunOutcome, SuiteEnd};
 
 #[test]
 fn a_run_goes_from_boot_to_power_off_in_order() {
@@ -210,7 +52,7 @@ fn a_guest_that_hangs_before_its_agent_speaks_is_stopped_at_the_boot_deadline() 
         run.outcome
     );
     assert!(run.was_stopped_by_us);
-    assert_eq!(run.not_started(), ["suite"]);
+    assert_eq!(run.fate, Fate::NeverReady);
 }
 
 #[test]
@@ -300,7 +142,7 @@ fn a_share_that_could_not_be_mounted_ends_the_run_before_any_suite() {
         run.outcome
     );
     assert!(run.events.iter().any(|e| matches!(e, RunEvent::GuestReady { .. })));
-    assert_eq!(run.not_started(), ["suite"]);
+    assert_eq!(run.fate, Fate::Over);
 }
 
 #[test]
@@ -338,7 +180,14 @@ fn a_panic_in_the_middle_of_a_test_leaves_the_results_before_it_and_an_error() {
     let stopped = "the machine stopped: guest reset the machine";
     assert_eq!(run.results(), [("a", TestStatus::Pass, ""), ("b", TestStatus::Error, stopped)]);
     assert!(run.events.iter().any(|e| matches!(e, RunEvent::SuiteFinished { end: None, .. })));
-    assert_eq!(run.not_started(), ["later"]);
+    assert_eq!(run.fate, Fate::Lost, "another guest can do the rest");
+    let autopsy = run.events.iter().find_map(|event| match event {
+        RunEvent::Artefact { test, kind, data, .. } if kind == "autopsy" => Some((test.as_str(), data)),
+        _ => None,
+    });
+    let (test, data) = autopsy.unwrap();
+    assert_eq!(test, "b");
+    assert!(String::from_utf8_lossy(data).contains("what was seen"));
 }
 
 #[test]
@@ -536,4 +385,27 @@ fn frames_sent_just_before_the_machine_stopped_are_not_lost() {
     });
     assert!(matches!(run.outcome, RunOutcome::GuestDied { .. }));
     assert_eq!(run.results().len(), 500);
+}
+
+#[test]
+fn a_suite_lists_its_tests_before_some_of_them_run() {
+    let list = Command { argv: vec!["list".into()], env: Vec::new(), cwd: "/".into() };
+    let tasks = [Task::List(list.clone()), Task::Run(suite("suite"))];
+    let mut work = InOrder { tasks: tasks.into(), lists: Vec::new() };
+    let run = run_work(deadlines(), &mut work, move |mut guest| {
+        let mut stream = guest.connect();
+        send(&mut stream, hello());
+        let asked = read_frame::<ToGuest>(&mut stream).unwrap();
+        assert!(matches!(asked, Some(ToGuest::Exec { command, .. }) if command == list));
+        send(&mut stream, ToHost::Output { stream: Stream::Stdout, data: b"a\nb".to_vec() });
+        send(&mut stream, ToHost::Output { stream: Stream::Stdout, data: b"c\n".to_vec() });
+        send(&mut stream, ToHost::ExecFinished { end: ProcessEnd::Exited(0) });
+        assert!(matches!(read_frame(&mut stream), Ok(Some(ToGuest::RunSuite(_)))));
+        send(&mut stream, ToHost::SuiteStarted { suite: "suite".into() });
+        send(&mut stream, ToHost::SuiteFinished { end: ProcessEnd::Exited(0) });
+        guest.power_off(&mut stream);
+        linger(stream);
+    });
+    assert_eq!((run.outcome, run.fate), (RunOutcome::Completed, Fate::Done));
+    assert_eq!(work.lists, [Ok(vec!["a".to_owned(), "bc".to_owned()])]);
 }

@@ -1,0 +1,133 @@
+//! A run's work as a whole.
+
+use guest_image::suite::SuiteRun;
+
+use super::policy::{GuestPer, Policy};
+use super::suite_work::{Done, SuiteWork};
+use crate::session::{Fate, GuestEnd, RunEvent, RunOutcome, Task};
+
+/// That many guests in a row which died before a test of theirs had come to its end, and there is no use in one more.
+const FUTILE: u32 = 5;
+
+/// All suites of a run, and what became of its guests so far.
+#[derive(Debug)]
+pub struct Schedule {
+    suites: Vec<SuiteWork>,
+    policy: Policy,
+    /// The suite whose list was asked for.
+    listing: Option<usize>,
+    guests: u32,
+    futile: u32,
+    /// Why nothing more is to be started.
+    over: Option<RunOutcome>,
+    /// What no single result tells: the first of its kind.
+    outcome: Option<RunOutcome>,
+}
+
+impl Schedule {
+    /// A run of `suites`, each with what of it is done already.
+    #[must_use]
+    pub fn new(suites: impl IntoIterator<Item = (SuiteRun, Done)>, policy: Policy) -> Self {
+        let suites = suites.into_iter().map(|(run, done)| SuiteWork::new(run, done)).collect();
+        Self { suites, policy, listing: None, guests: 0, futile: 0, over: None, outcome: None }
+    }
+
+    /// A number for a guest that is about to be booted, counted from 1; `None` when there is nothing for one to do.
+    pub fn new_guest(&mut self) -> Option<u32> {
+        if self.over.is_some() || !self.suites.iter().any(SuiteWork::has_work) {
+            return None;
+        }
+        self.guests += 1;
+        Some(self.guests)
+    }
+
+    /// What `guest` does next, which has done `tasks` so far; `None` when it is to power off.
+    pub fn next_task(&mut self, guest: u32, tasks: u32) -> Option<Task> {
+        if self.over.is_some() || (tasks > 0 && self.policy.guest_per != GuestPer::Run) {
+            return None;
+        }
+        // Lists come first: once anything runs, other guests may work beside this one.
+        let to_list = self.suites.iter().position(|suite| suite.wants_list(&self.policy));
+        if let Some((index, command)) = to_list.and_then(|index| Some((index, self.suites[index].run.listing.clone()?)))
+        {
+            self.listing = Some(index);
+            return Some(Task::List(command));
+        }
+        self.suites.iter_mut().find_map(|suite| suite.take(guest, &self.policy)).map(Task::Run)
+    }
+
+    /// The list that was asked for. Gives events that come of it.
+    pub fn listed(&mut self, tests: Result<Vec<String>, String>) -> Vec<RunEvent> {
+        let suite = self.listing.take().and_then(|index| self.suites.get_mut(index));
+        suite.map(|suite| suite.listed(tests, &self.policy)).unwrap_or_default()
+    }
+
+    /// What an event of `guest` becomes in the run's events.
+    pub fn observe(&mut self, guest: u32, event: RunEvent) -> Vec<RunEvent> {
+        let Some(name) = event.suite() else { return vec![event] };
+        let of_this = |suite: &&mut SuiteWork| suite.name() == name && suite.is_with(guest);
+        let Some(suite) = self.suites.iter_mut().find(of_this) else { return vec![event] };
+        let events = suite.observe(guest, event);
+        // A test that came to an end of its own shows that guests are of use.
+        let is_result = |event: &RunEvent| matches!(event, RunEvent::TestFinished { status, .. } if *status != wire::TestStatus::Error);
+        if events.iter().any(is_result) {
+            self.futile = 0;
+        }
+        events
+    }
+
+    /// `guest` has ended. Gives the events of that; whether there is a next one says [`Self::new_guest`].
+    pub fn guest_ended(&mut self, guest: u32, end: &GuestEnd) -> Vec<RunEvent> {
+        let why = crate::report::outcome_in_words(&end.outcome);
+        let lost_by_a_test = (end.fate == Fate::Lost).then(|| why.as_deref().unwrap_or("the guest was lost"));
+        let mut explained = false;
+        let mut events = Vec::new();
+        for suite in &mut self.suites {
+            let (more, by_a_test) = suite.lose(guest, lost_by_a_test);
+            explained |= by_a_test;
+            events.extend(more);
+        }
+        match end.fate {
+            Fate::Done => {
+                if end.outcome != RunOutcome::Completed {
+                    self.outcome.get_or_insert_with(|| end.outcome.clone());
+                }
+            }
+            Fate::Lost => {
+                if !explained {
+                    self.outcome.get_or_insert_with(|| end.outcome.clone());
+                }
+                self.futile += 1;
+                if self.futile >= FUTILE {
+                    let line =
+                        format!("{FUTILE} guests in a row died before a test of theirs had come to its end; giving up");
+                    events.push(RunEvent::Note { line });
+                    self.over.get_or_insert_with(|| end.outcome.clone());
+                } else if self.over.is_none() && self.suites.iter().any(SuiteWork::has_work) {
+                    let line = "going on in a fresh guest behind the test that the last one was lost with".to_owned();
+                    events.push(RunEvent::Note { line });
+                }
+            }
+            Fate::NeverReady | Fate::Over => {
+                self.over.get_or_insert_with(|| end.outcome.clone());
+            }
+        }
+        events
+    }
+
+    /// Nothing more is to be started: Ctrl-C.
+    pub fn interrupt(&mut self) {
+        self.over = Some(RunOutcome::Interrupted);
+    }
+
+    /// All guests have ended: closes what is open, and says what the run came to.
+    pub fn finish(&mut self) -> (Vec<RunEvent>, RunOutcome) {
+        let outcome = self.over.clone().or_else(|| self.outcome.clone()).unwrap_or(RunOutcome::Completed);
+        let why = crate::report::outcome_in_words(&outcome).unwrap_or_else(|| "the run ended".to_owned());
+        let events = self.suites.iter_mut().flat_map(|suite| suite.give_up(&why)).collect();
+        (events, outcome)
+    }
+}
+
+#[cfg(test)]
+mod tests;
