@@ -215,6 +215,10 @@ pub struct RunArgs {
     /// Run only the I-th of N parts of the tests; `vmm merge` makes one result of all parts
     #[arg(long, value_name = "I/N")]
     pub shard: Option<Shard>,
+    /// Go on with the run in this results folder that was interrupted, killed or ran out of time, as it was started; takes
+    /// no other options
+    #[arg(long, value_name = "RESULTS")]
+    pub resume: Option<PathBuf>,
     /// Tests listed in FILE do not run or do not count; one a line, `#` starts a comment (repeatable)
     #[arg(long, value_name = "FILE")]
     pub exclude_file: Vec<PathBuf>,

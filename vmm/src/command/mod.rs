@@ -1,5 +1,6 @@
 //! One module per subcommand, and what they share: where to run, and how a started machine is handed to a session.
 
+mod autopsy;
 pub mod compare;
 pub mod doctor;
 pub mod exec;
@@ -7,6 +8,7 @@ pub mod host;
 pub mod image;
 pub mod kernel;
 pub mod progress;
+pub mod resume;
 pub mod run;
 pub mod shell;
 pub mod suite;
@@ -28,6 +30,7 @@ use crate::session::exec_client::ForwardedSignals;
 use crate::session::{Deadlines, GuestHandle};
 use exec::ExecOptions;
 use progress::TerminalProgress;
+use resume::Resumed;
 
 /// How long a machine that is told to stop may take before its threads are left behind.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
@@ -74,7 +77,10 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<ProcessExit> {
     let progress = TerminalProgress::new();
     match &cli.command {
         Command::Run(args) => {
-            run::run(args, machine_options(&args.machine)?, cli.verbose, &invocation).map(ProcessExit::from)
+            let resumed = args.resume.as_deref().map(|dir| Resumed::read(dir, &invocation.command)).transpose()?;
+            let args = resumed.as_ref().map_or(args, |resumed| &resumed.args);
+            let options = machine_options(&args.machine)?;
+            run::run(args, options, cli.verbose, &invocation, resumed.as_ref()).map(ProcessExit::from)
         }
         Command::Exec(args) => exec(&exec_options(args), &machine_options(&args.machine)?, &invocation),
         Command::Shell(args) => exec(&shell::options(), &machine_options(&args.machine)?, &invocation),
@@ -100,7 +106,7 @@ fn exec(command: &ExecOptions, options: &MachineOptions, invocation: &Invocation
         let console_log = options.console.clone().unwrap_or_else(|| unasked.path().to_path_buf());
         let vm = machine::start(&files.machine(options, &shares.list(), &console_log))?;
         let stats = options.stats.then(|| vm.statistics());
-        let guest = guest_handle(vm, Some(console_log));
+        let guest = guest_handle(vm, console_log);
         let exit = exec::run(command, guest, signals, &deadlines(options, speed_factor));
         if let Some(stats) = stats {
             eprint!("{}", stats.read());
@@ -140,12 +146,14 @@ fn on_usable_host<T: From<u8>>(
 }
 
 /// Hands a machine to a session, which then stops it.
-fn guest_handle(vm: RunningVm, console_log: Option<PathBuf>) -> GuestHandle<'static> {
+fn guest_handle(vm: RunningVm, console_log: PathBuf) -> GuestHandle<'static> {
+    let inspector = vm.inspector();
+    let console = console_log.clone();
     GuestHandle {
         agent: vm.listen(wire::AGENT_PORT),
         stopped: vm.stopped().clone(),
-        autopsy: Box::new(String::new),
-        console_log,
+        autopsy: Box::new(move || autopsy::perform(&inspector, &console)),
+        console_log: Some(console_log),
         stop: Box::new(move || vm.stop(STOP_DEADLINE)),
     }
 }

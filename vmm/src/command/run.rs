@@ -5,9 +5,10 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
-use guest_image::suite::{self, Manifest};
+use guest_image::suite::{self, Manifest, SuiteRun};
 
 use super::Invocation;
+use super::resume::Resumed;
 use crate::cli::RunArgs;
 use crate::config::{MachineOptions, UsageError};
 use crate::exit_code::ExitCode;
@@ -108,17 +109,29 @@ impl RunRequest {
         files: &GuestFiles,
         speed_factor: f64,
         signals: &ForwardedSignals,
+        resumed: Option<&Resumed>,
     ) -> anyhow::Result<ExitCode> {
+        let (plan, suites) = self.plan(speed_factor);
         let shares = PreparedShares::new(&self.options.shares)?;
-        let (plan, schedule) = self.plan(speed_factor);
-        let mut reporters = Reporters::create(ReportConfig {
+        let manifest = self.manifest(invocation, files, &shares.list(), resumed);
+        if let Some(resumed) = resumed {
+            resumed.check_files(&manifest.files)?;
+        }
+        let mut earlier = resumed.map(|resumed| resumed.earlier.clone());
+        let done = earlier.as_mut().map_or_else(|| vec![Done::default(); suites.len()], |part| part.settle(&suites));
+        let schedule = Schedule::new(suites.into_iter().zip(done), self.policy);
+        let config = ReportConfig {
             results_parent: self.results.clone(),
             suites: self.suite_names(),
             host: invocation.host_name().to_owned(),
             baseline: self.baseline.clone(),
             terminal: TerminalConfig::detect(self.verbosity),
-            manifest: self.manifest(invocation, files, &shares.list()),
-        })?;
+            manifest,
+        };
+        let mut reporters = match &earlier {
+            Some(earlier) => Reporters::resume(config, earlier)?,
+            None => Reporters::create(config)?,
+        };
         let guests = Guests {
             request: &self,
             files,
@@ -154,18 +167,23 @@ impl RunRequest {
         Ok(exit)
     }
 
-    fn plan(&self, speed_factor: f64) -> (RunPlan, Schedule) {
+    fn plan(&self, speed_factor: f64) -> (RunPlan, Vec<SuiteRun>) {
         let deadlines = super::deadlines(&self.options, speed_factor);
         let test = self.test_timeout.or(deadlines.test);
         let agent = self.hang_timeout.unwrap_or(deadlines.agent);
         let deadlines = Deadlines { test, agent, ..deadlines };
         let milliseconds = test.map_or(0, |limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
         let suites = self.suites.iter().flat_map(|suite| suite.runs(&self.suite_args, milliseconds));
-        let schedule = Schedule::new(suites.map(|run| (run, Done::default())), self.policy);
-        (RunPlan::starting_now(deadlines), schedule)
+        (RunPlan::starting_now(deadlines), suites.collect())
     }
 
-    fn manifest(&self, invocation: &Invocation, files: &GuestFiles, shares: &[ShareConfig]) -> ManifestInputs {
+    fn manifest(
+        &self,
+        invocation: &Invocation,
+        files: &GuestFiles,
+        shares: &[ShareConfig],
+        resumed: Option<&Resumed>,
+    ) -> ManifestInputs {
         let file = |role: &str, path: &Path, sha256: Option<&String>| ManifestFile {
             role: role.to_owned(),
             path: path.to_path_buf(),
@@ -182,8 +200,9 @@ impl RunRequest {
             files.suites.iter().map(|s| file(&format!("suite {}", s.manifest.name), &s.image, Some(&s.sha256))),
         );
         ManifestInputs {
-            command: invocation.command.clone(),
-            directory: invocation.directory.clone(),
+            // A run that is resumed is still the one that was started.
+            command: resumed.map_or(&invocation.command, |resumed| &resumed.command).clone(),
+            directory: resumed.map_or(&invocation.directory, |resumed| &resumed.directory).clone(),
             vmm_binary: invocation.binary.clone(),
             vmm_version: env!("CARGO_PKG_VERSION").to_owned(),
             cpus: self.options.cpus,
@@ -228,7 +247,7 @@ impl Guests<'_> {
         if options.stats {
             self.statistics.lock().unwrap_or_else(PoisonError::into_inner).push((guest, vm.statistics()));
         }
-        Ok(StartedGuest { handle: super::guest_handle(vm, Some(console_log)), keep: Box::new(shares) })
+        Ok(StartedGuest { handle: super::guest_handle(vm, console_log), keep: Box::new(shares) })
     }
 
     /// The shares go before the last word: whoever reads it finds nothing left behind.
@@ -292,11 +311,17 @@ fn check_shares(suites: &[Manifest], options: &MachineOptions) -> Result<(), Usa
 ///
 /// # Errors
 /// See [`RunRequest`]; also a host that cannot run guests.
-pub fn run(args: &RunArgs, options: MachineOptions, verbose: u8, invocation: &Invocation) -> anyhow::Result<u8> {
+pub fn run(
+    args: &RunArgs,
+    options: MachineOptions,
+    verbose: u8,
+    invocation: &Invocation,
+    resumed: Option<&Resumed>,
+) -> anyhow::Result<u8> {
     let request = RunRequest::new(args, options, verbose)?;
     let suites = request.suite_names();
     let options = request.options.clone();
     super::on_usable_host(&options, &suites, invocation, |files, speed_factor, signals| {
-        request.run_here(invocation, files, speed_factor, signals).map(|code| code as u8)
+        request.run_here(invocation, files, speed_factor, signals, resumed).map(|code| code as u8)
     })
 }

@@ -19,6 +19,7 @@ use kvm_ioctls::{Cap, Kvm};
 use super::address_map::{self, COM1, COM1_GSI, I8042, KVM_IDENTITY_MAP, KVM_TSS, MIB, PCI_CONFIG, POWER_CONTROL};
 use super::cpu_setup::{self, CpuModel};
 use super::guest_memory::{self, MemoryError};
+use super::inspection::Inspection;
 use super::interrupts::InterruptRouter;
 use super::io_bus::SharedDevice;
 use super::kernel_loader::{self, LoadError};
@@ -116,11 +117,21 @@ pub fn start(config: &MachineConfig) -> Result<RunningVm, BuildError> {
     }
     let vcpus = vcpu_fds.iter().filter_map(VcpuStats::of).collect();
     let stats = StatisticsReader { shares: share_stats, vcpus };
-    let mut machine = RunningVm { stopper, stopped, vcpus: Vec::new(), stats, devices, vsock, exposed_vsock };
+    let mut machine = RunningVm {
+        stopper,
+        stopped,
+        inspection: Inspection::new(config.cpus),
+        vcpus: Vec::new(),
+        stats,
+        devices,
+        vsock,
+        exposed_vsock,
+    };
     for (index, vcpu) in (0..).zip(vcpu_fds) {
         // Dropping the machine stops the threads that run already.
         let missing = MissingMemory::new(shared_memory.clone());
-        let thread = VcpuThread::spawn(index, vcpu, memory.clone(), missing, buses.clone(), machine.stopper.clone())
+        let (stopper, inspection) = (machine.stopper.clone(), machine.inspection.clone());
+        let thread = VcpuThread::spawn(index, vcpu, memory.clone(), missing, buses.clone(), stopper, inspection)
             .map_err(|source| BuildError::Thread { name: format!("vcpu{index}"), source })?;
         machine.vcpus.push(thread);
     }

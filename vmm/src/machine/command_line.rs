@@ -9,6 +9,9 @@ const DEFAULTS: &[&str] = &[
     // A test machine that oopsed is of no more use, and one that panicked resets at once: that is a stop reason.
     "oops=panic",
     "panic=-1",
+    // The NMI that a guest gets which hangs: its kernel says where it is, all CPUs of it (bit 6, kernel/panic.c), and resets.
+    "unknown_nmi_panic",
+    "panic_print=0x40",
     // By the ACPI reset register. Left to choose, kernels were seen to jump to a BIOS that is not there.
     "reboot=acpi",
     // The TSC is KVM's: no watchdog clock has to confirm it (there is none: no HPET, no PM timer).

@@ -9,6 +9,7 @@ use crossbeam_channel::{Receiver, bounded};
 use devices::virtio::vsock::{ExposedSocket, VsockHandle};
 
 use super::StopReason;
+use super::inspection::{Inspection, Inspector};
 use super::pci_devices::{self, SharedVirtioDevice};
 use super::statistics::StatisticsReader;
 use super::stopper::Stopper;
@@ -22,6 +23,7 @@ const DROP_DEADLINE: Duration = Duration::from_secs(10);
 pub struct RunningVm {
     pub(super) stopper: Arc<Stopper>,
     pub(super) stopped: Receiver<StopReason>,
+    pub(super) inspection: Arc<Inspection>,
     pub(super) vcpus: Vec<VcpuThread>,
     pub(super) stats: StatisticsReader,
     pub(super) devices: Vec<SharedVirtioDevice>,
@@ -56,6 +58,12 @@ impl RunningVm {
     #[must_use]
     pub fn vcpu_stats(&self) -> &[VcpuStats] {
         &self.stats.vcpus
+    }
+
+    /// Looks at its vCPUs, also when it has stopped.
+    #[must_use]
+    pub fn inspector(&self) -> Inspector {
+        Inspector { inspection: self.inspection.clone(), stopper: self.stopper.clone() }
     }
 
     /// Where to read what the machine costs, also when it has stopped.

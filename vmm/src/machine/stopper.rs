@@ -50,6 +50,11 @@ impl Stopper {
                 }
             }
         }
+        self.kick_all();
+    }
+
+    /// Gets every vCPU out of the guest; those of a machine that is not stopping go in again.
+    pub(super) fn kick_all(&self) {
         for vcpu in self.vcpus.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             vcpu.kick();
         }

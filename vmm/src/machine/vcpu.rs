@@ -12,6 +12,7 @@ use devices::GuestMem;
 use kvm_ioctls::VcpuFd;
 
 use super::StopReason;
+use super::inspection::{Inspection, registers};
 use super::io_bus::IoBus;
 use super::kvm_exit::{self, Action, Ending};
 use super::missing_memory::MissingMemory;
@@ -51,6 +52,7 @@ impl VcpuThread {
         missing: MissingMemory,
         buses: Arc<Buses>,
         stopper: Arc<Stopper>,
+        inspection: Arc<Inspection>,
     ) -> io::Result<Self> {
         let name = format!("vcpu{index}");
         let (alive, ended) = bounded(0);
@@ -58,7 +60,7 @@ impl VcpuThread {
         let body = move || {
             let _alive = alive;
             let _memory = memory;
-            let result = catch_unwind(AssertUnwindSafe(|| run(index, vcpu, &missing, &buses, &stopper)));
+            let result = catch_unwind(AssertUnwindSafe(|| run(index, vcpu, &missing, &buses, &stopper, &inspection)));
             let reason = result.unwrap_or_else(|panic| {
                 Some(StopReason::ThreadPanicked { thread: thread_name, message: panic_message(panic.as_ref()) })
             });
@@ -82,13 +84,36 @@ impl VcpuThread {
 }
 
 /// `None` when the machine was stopped from elsewhere.
-fn run(index: u32, mut vcpu: VcpuFd, missing: &MissingMemory, buses: &Buses, stopper: &Stopper) -> Option<StopReason> {
+fn run(
+    index: u32,
+    mut vcpu: VcpuFd,
+    missing: &MissingMemory,
+    buses: &Buses,
+    stopper: &Stopper,
+    inspection: &Inspection,
+) -> Option<StopReason> {
     match VcpuKick::for_this_thread(&vcpu) {
         Ok(kick) => stopper.add_vcpu(kick),
         Err(error) => {
             return Some(StopReason::KvmFailed { vcpu: index, detail: format!("its page cannot be mapped: {error}") });
         }
     }
+    let mut answered = 0;
+    let reason = run_guest(index, &mut vcpu, missing, buses, stopper, &mut |vcpu| {
+        inspection.answer_if_asked(index, vcpu, &mut answered);
+    });
+    inspection.record_last(index, &vcpu);
+    reason
+}
+
+fn run_guest(
+    index: u32,
+    vcpu: &mut VcpuFd,
+    missing: &MissingMemory,
+    buses: &Buses,
+    stopper: &Stopper,
+    interrupted: &mut dyn FnMut(&VcpuFd),
+) -> Option<StopReason> {
     while !stopper.is_stopping() {
         let ending = match kvm_exit::action(vcpu.run()) {
             Action::PortRead(port, data) => {
@@ -107,7 +132,12 @@ fn run(index: u32, mut vcpu: VcpuFd, missing: &MissingMemory, buses: &Buses, sto
                 buses.memory.write(address, data);
                 continue;
             }
-            Action::Resume => continue,
+            Action::Resume => {
+                // A kick asks for this, and for nothing more unless the machine is stopping: that is looked at next.
+                vcpu.set_kvm_immediate_exit(0);
+                interrupted(vcpu);
+                continue;
+            }
             Action::Stop(ending) => ending,
         };
         let what = match ending {
@@ -118,23 +148,12 @@ fn run(index: u32, mut vcpu: VcpuFd, missing: &MissingMemory, buses: &Buses, sto
             Ending::InternalError => unsafe {
                 kvm_exit::internal_error(vcpu.get_kvm_run().__bindgen_anon_1.internal.suberror)
             },
-            Ending::MissingMemory(_) if missing.handle(&vcpu) => continue,
+            Ending::MissingMemory(_) if missing.handle(vcpu) => continue,
             Ending::MissingMemory(what) | Ending::Failed(what) => what,
         };
-        return Some(StopReason::KvmFailed { vcpu: index, detail: format!("{what}; {}", registers(&vcpu)) });
+        return Some(StopReason::KvmFailed { vcpu: index, detail: format!("{what}; {}", registers(vcpu)) });
     }
     None
-}
-
-/// The registers that tell where the guest was, for a bug report.
-fn registers(vcpu: &VcpuFd) -> String {
-    match (vcpu.get_regs(), vcpu.get_sregs()) {
-        (Ok(regs), Ok(sregs)) => format!(
-            "rip {:#x} rsp {:#x} rflags {:#x} cr0 {:#x} cr2 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x}",
-            regs.rip, regs.rsp, regs.rflags, sregs.cr0, sregs.cr2, sregs.cr3, sregs.cr4, sregs.efer
-        ),
-        _ => "registers cannot be read".to_owned(),
-    }
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> String {
@@ -183,8 +202,8 @@ mod tests {
         buses.ports.insert(0x80..0x81, Arc::new(Mutex::new(Panics))).unwrap();
         let (stopper, stopped) = Stopper::new();
         super::super::stopper::install_kick_handler().unwrap();
-        let thread =
-            VcpuThread::spawn(0, vcpu, GuestMem::new(memory), MissingMemory::new(Vec::new()), buses, stopper).unwrap();
+        let (memory, missing) = (GuestMem::new(memory), MissingMemory::new(Vec::new()));
+        let thread = VcpuThread::spawn(0, vcpu, memory, missing, buses, stopper, Inspection::new(1)).unwrap();
         let reason = stopped.recv_timeout(Duration::from_secs(20)).unwrap();
         let StopReason::ThreadPanicked { thread: name, message } = reason else { panic!("{reason:?}") };
         assert_eq!((name.as_str(), message.as_str()), ("vcpu0", "expected by the test"));

@@ -1,18 +1,21 @@
 //! The only way into the reports: every event to every reporter, and the end of the run.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
 use super::artefacts::Artefacts;
 use super::atomic_file::write_atomically;
+use super::earlier_part::EarlierPart;
 use super::error::ReportError;
+use super::event_log::EVENTS;
 use super::html::Html;
 use super::json_lines::JsonLines;
 use super::junit::Junit;
@@ -60,6 +63,8 @@ pub struct Reporters {
     host: String,
     started: Timestamp,
     clock: Instant,
+    /// What earlier parts of the run took.
+    earlier_ms: u64,
     tally: Tally,
     /// Files first, so that what a person has seen is on disk.
     reporters: Vec<Box<dyn Reporter>>,
@@ -83,11 +88,40 @@ impl Reporters {
         Self::create_with(config, terminal)
     }
 
+    /// Goes on with a run in its own folder, behind what `earlier` has of it.
+    ///
+    /// # Errors
+    /// [`ReportError`], also when that run is not over; its folder stays as it was then.
+    pub fn resume(config: ReportConfig, earlier: &EarlierPart) -> Result<Self, ReportError> {
+        let terminal = Terminal::stdout(config.terminal);
+        let started = Timestamp::now();
+        let dir = ResultsDir::open(earlier.dir())?;
+        let path = dir.path();
+        let failed = |source| ReportError::Create { what: "the event log", path: path.join(EVENTS), source };
+        let events = JsonLines::go_on(path, earlier.events()).map_err(failed)?;
+        let (reporters, hashing) = Self::in_dir(&dir, started, &config, events, terminal)?;
+        let mut all = Self::assemble(dir, started, &config, reporters, hashing);
+        all.earlier_ms = earlier.ended_at_ms();
+        all.replay(earlier.events());
+        all.greet();
+        Ok(all)
+    }
+
     fn create_with(config: ReportConfig, terminal: Terminal) -> Result<Self, ReportError> {
         let started = Timestamp::now();
         let dir = ResultsDir::create(&config.results_parent, &config.suites.join("+"), started)?;
-        match Self::in_dir(&dir, started, &config, terminal) {
-            Ok((reporters, hashing)) => Ok(Self::begin(dir, started, config, reporters, hashing)),
+        let path = dir.path().join(EVENTS);
+        let events = JsonLines::create(&path)
+            .map_err(|source| ReportError::Create { what: "the event log", path, source })
+            .and_then(|events| Self::in_dir(&dir, started, &config, events, terminal));
+        match events {
+            Ok((reporters, hashing)) => {
+                let mut all = Self::assemble(dir, started, &config, reporters, hashing);
+                let run = all.dir.name().to_owned();
+                all.deliver(0, RunEvent::RunStarted { run, suites: config.suites, host: config.host });
+                all.greet();
+                Ok(all)
+            }
             Err(error) => {
                 dir.remove();
                 Err(error)
@@ -99,12 +133,11 @@ impl Reporters {
         dir: &ResultsDir,
         started: Timestamp,
         config: &ReportConfig,
+        events: JsonLines<File>,
         terminal: Terminal,
     ) -> Result<(Vec<Box<dyn Reporter>>, HashJob), ReportError> {
         let path = dir.path();
         let failed = |what, name: &str, source| ReportError::Create { what, path: path.join(name), source };
-        let events =
-            JsonLines::create(&path.join("events.jsonl")).map_err(|e| failed("the event log", "events.jsonl", e))?;
         let inputs = config.manifest.clone();
         let script = replay::script(&inputs.directory, &inputs.command);
         write_atomically(path, "replay.sh", 0o755, &script).map_err(|e| failed("the replay script", "replay.sh", e))?;
@@ -124,10 +157,10 @@ impl Reporters {
         Ok((reporters, Box::new(hashing)))
     }
 
-    fn begin(
+    fn assemble(
         dir: ResultsDir,
         started: Timestamp,
-        config: ReportConfig,
+        config: &ReportConfig,
         reporters: Vec<Box<dyn Reporter>>,
         job: HashJob,
     ) -> Self {
@@ -135,35 +168,52 @@ impl Reporters {
         let give_up_hashing = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&give_up_hashing);
         let hashing = thread::Builder::new().name("manifest".into()).spawn(move || job(&flag));
-        let mut all = Self {
+        let mut failures = Vec::new();
+        let hashing = hashing.map_err(|error| failures.push(failure("manifest.json", &error))).ok();
+        Self {
             command: replay::shell_line(command).to_string_lossy().into_owned(),
             host: config.host.clone(),
             started,
             clock: Instant::now(),
-            tally: Tally::new(config.baseline),
+            earlier_ms: 0,
+            tally: Tally::new(config.baseline.clone()),
             reporters,
-            failures: Vec::new(),
+            failures,
             kernel_release: None,
             statistics: None,
-            hashing: None,
+            hashing,
             give_up_hashing,
             run_finished: false,
             finished: false,
             dir,
-        };
-        all.deliver(
-            0,
-            RunEvent::RunStarted { run: all.dir.name().to_owned(), suites: config.suites, host: config.host },
-        );
-        match hashing {
-            Ok(thread) => all.hashing = Some(thread),
-            Err(error) => all.failed("manifest.json", &error),
         }
-        if let Err(error) = all.dir.point_latest_here() {
-            let latest = all.dir.path().with_file_name("latest");
-            all.on_event(RunEvent::Note { line: format!("{} is not updated: {error}", latest.display()) });
+    }
+
+    /// Takes an earlier part of the run in: what is counted and kept for the end, not what is on disk or was shown.
+    fn replay(&mut self, events: &[TimedEvent]) {
+        for event in events {
+            if let RunEvent::GuestReady { kernel_release, .. } = &event.event {
+                self.kernel_release = Some(kernel_release.clone());
+            }
+            let judgement = self.tally.on_event(&event.event);
+            for reporter in self.reporters.iter_mut().filter(|reporter| reporter.keeps_for_the_end()) {
+                // It only keeps things in memory; were that to fail, its own end would tell.
+                let _ = reporter.on_event(event, judgement, &self.tally);
+            }
         }
-        all
+        let done = self.tally.counts().total();
+        self.on_event(RunEvent::Note { line: format!("resumed with {done} results of an earlier part of this run") });
+    }
+
+    /// What is said once when the reports stand.
+    fn greet(&mut self) {
+        for line in self.failures.clone() {
+            self.on_event(RunEvent::Note { line });
+        }
+        if let Err(error) = self.dir.point_latest_here() {
+            let latest = self.dir.path().with_file_name("latest");
+            self.on_event(RunEvent::Note { line: format!("{} is not updated: {error}", latest.display()) });
+        }
     }
 
     /// The run's folder, absolute.
@@ -209,7 +259,8 @@ impl Reporters {
             RunEvent::RunFinished { .. } => self.run_finished = true,
             _ => {}
         }
-        let at_ms = u64::try_from(self.clock.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let since = u64::try_from(self.clock.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let at_ms = self.earlier_ms.saturating_add(since);
         let judgement = self.tally.on_event(&event);
         let event = TimedEvent { at_ms, guest, event };
         let tally = &self.tally;
@@ -233,7 +284,7 @@ impl Reporters {
     }
 
     fn note_failure(&mut self, name: &str, error: &io::Error) -> String {
-        let line = format!("{name} failed and is incomplete: {error}");
+        let line = failure(name, error);
         self.failures.push(line.clone());
         if name == terminal::NAME {
             tracing::error!("{line}");
@@ -276,7 +327,7 @@ impl Reporters {
             host: &self.host,
             kernel_release: self.kernel_release.as_deref(),
             statistics: self.statistics.as_ref(),
-            duration: self.clock.elapsed(),
+            duration: self.clock.elapsed() + Duration::from_millis(self.earlier_ms),
             tally: &self.tally,
             outcome,
             exit_code: self.exit_code(outcome),
@@ -284,6 +335,10 @@ impl Reporters {
             command: &self.command,
         }
     }
+}
+
+fn failure(name: &str, error: &io::Error) -> String {
+    format!("{name} failed and is incomplete: {error}")
 }
 
 impl Drop for Reporters {

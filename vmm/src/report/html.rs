@@ -137,6 +137,10 @@ impl Reporter for Html {
         "report.html"
     }
 
+    fn keeps_for_the_end(&self) -> bool {
+        true
+    }
+
     fn on_event(&mut self, event: &TimedEvent, judgement: Option<Judgement>, _: &Tally) -> io::Result<()> {
         let guest = self.guests.entry(event.guest).or_default();
         match &event.event {

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 
+use super::atomic_file::write_atomically;
+use super::event_log::EVENTS;
 use super::reporter::{FinishedRun, Reporter};
 use crate::session::{RunEvent, TimedEvent};
 use crate::verdict::{Judgement, Tally};
@@ -21,7 +23,27 @@ pub(super) struct JsonLines<W> {
 impl JsonLines<File> {
     /// Creates the file, which must not be there.
     pub(super) fn create(path: &Path) -> io::Result<Self> {
-        Ok(Self::new(File::options().append(true).create_new(true).open(path)?))
+        Self::locked(File::options().append(true).create_new(true).open(path)?)
+    }
+
+    /// Goes on with the file behind `events`, which take the place of what is in it.
+    pub(super) fn go_on(dir: &Path, events: &[TimedEvent]) -> io::Result<Self> {
+        let path = dir.join(EVENTS);
+        // Who still writes it keeps the lock; then nothing is replaced.
+        drop(Self::locked(File::options().append(true).open(&path)?)?);
+        let mut lines = JsonLines::new(Vec::new());
+        events.iter().try_for_each(|event| lines.write(event))?;
+        write_atomically(dir, EVENTS, 0o644, &lines.to)?;
+        Self::locked(File::options().append(true).open(&path)?)
+    }
+
+    /// Whoever has the lock writes the run.
+    fn locked(file: File) -> io::Result<Self> {
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(io::Error::other("the run still goes on: another vmm writes it")),
+            // A file system without locks.
+            _ => Ok(Self::new(file)),
+        }
     }
 }
 

@@ -19,9 +19,9 @@ pub(super) struct KernelLog {
 }
 
 impl KernelLog {
-    /// Makes the file.
+    /// Makes the file; what is in one that is there stays.
     pub(super) fn create(path: &Path) -> io::Result<Self> {
-        Ok(Self { file: File::create(path)?, left: MAX_BYTES })
+        Ok(Self { file: File::options().append(true).create(true).open(path)?, left: MAX_BYTES })
     }
 }
 

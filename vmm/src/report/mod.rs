@@ -6,7 +6,9 @@
 
 mod artefacts;
 mod atomic_file;
+mod earlier_part;
 mod error;
+mod event_log;
 mod fan_out;
 mod html;
 mod json_lines;
@@ -23,11 +25,13 @@ mod terminal;
 #[cfg(test)]
 mod test_events;
 
+pub use earlier_part::EarlierPart;
 pub use error::ReportError;
+pub use event_log::SavedRunError;
 pub use fan_out::{CONSOLE_LOG, ReportConfig, Reporters};
 pub use manifest::{ManifestFile, ManifestInputs, ManifestShare};
 pub(crate) use printable::printable;
 pub(crate) use reporter::outcome_in_words;
 pub use results_dir::check as check_results_dir;
-pub use saved_run::{SavedRun, SavedRunError};
+pub use saved_run::SavedRun;
 pub use terminal::{TerminalConfig, Verbosity};

@@ -13,6 +13,11 @@ pub(super) trait Reporter: Send {
     /// What it makes, for a message about its failure.
     fn name(&self) -> &'static str;
 
+    /// Whether events only go into what it writes at the end; then it is told those of an earlier part of the run, too.
+    fn keeps_for_the_end(&self) -> bool {
+        false
+    }
+
     /// Takes one event; `tally` has it counted already. `judgement` is there when it is a test's result.
     fn on_event(&mut self, event: &TimedEvent, judgement: Option<Judgement>, tally: &Tally) -> io::Result<()>;
 

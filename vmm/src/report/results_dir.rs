@@ -44,6 +44,17 @@ impl ResultsDir {
         }
     }
 
+    /// One that an earlier part of the run made.
+    ///
+    /// # Errors
+    /// [`ReportError`]: it is not there, or there is no room for more.
+    pub(super) fn open(path: &Path) -> Result<Self, ReportError> {
+        let path = path.canonicalize().map_err(|source| create_error("the results folder", path, source))?;
+        check_room(&path)?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Self { path, name, made_parent: None })
+    }
+
     /// Absolute.
     pub(super) fn path(&self) -> &Path {
         &self.path

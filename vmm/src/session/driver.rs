@@ -1,10 +1,12 @@
 //! Drives a run: agent frames, deadlines, Ctrl-C and the machine's end become one ordered stream of events.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, at, never, select};
 use wire::{Command, FrameError, SuitePlan, ToGuest, ToHost};
 
+use super::console_log::ConsoleFindings;
 use super::ending::{self, Ending, GuestEnd};
 use super::greeting::brief;
 use super::listing::Listing;
@@ -35,7 +37,7 @@ pub fn run_tasks<I>(
 ) -> GuestEnd {
     sink(RunEvent::BootStarted);
     let GuestHandle { agent, stopped, console_log, autopsy, stop } = guest;
-    let (ending, stop_reason) = match AgentLink::accept(agent) {
+    let (ending, stop_reason, findings) = match AgentLink::accept(agent) {
         Ok(link) => {
             let mut driver = Driver {
                 plan,
@@ -44,18 +46,23 @@ pub fn run_tasks<I>(
                 stopped,
                 interrupts: interrupts.clone(),
                 sink: &mut *sink,
+                console_log: console_log.as_deref(),
                 autopsy,
+                findings: None,
                 stop_reason: None,
                 timed_out_test: None,
                 not_started: None,
             };
             let ending = driver.run();
-            (ending, driver.stop_reason)
+            (ending, driver.stop_reason, driver.findings)
         }
-        Err(error) => (Ending::CannotTest(format!("failed to start a thread for the agent's stream: {error}")), None),
+        Err(error) => {
+            (Ending::CannotTest(format!("failed to start a thread for the agent's stream: {error}")), None, None)
+        }
     };
     let stop_reason = stop_reason.unwrap_or_else(stop);
-    let findings = ending::findings(console_log.as_deref(), sink);
+    // An autopsy has made a kernel that hung panic: that is not what it died of.
+    let findings = findings.unwrap_or_else(|| ending::findings(console_log.as_deref(), sink));
     sink(RunEvent::MachineStopped { reason: stop_reason.to_string() });
     ending::guest_end(ending, &stop_reason, &findings)
 }
@@ -76,7 +83,10 @@ struct Driver<'a, I> {
     stopped: Receiver<StopReason>,
     interrupts: Receiver<I>,
     sink: &'a mut dyn FnMut(RunEvent),
+    console_log: Option<&'a Path>,
     autopsy: Box<dyn FnMut() -> String + 'a>,
+    /// What the console said of the guest's end before the autopsy.
+    findings: Option<ConsoleFindings>,
     stop_reason: Option<StopReason>,
     timed_out_test: Option<String>,
     not_started: Option<String>,
@@ -181,11 +191,12 @@ impl<I> Driver<'_, I> {
             }
         };
         if ending.is_guests() {
+            self.findings = Some(ending::findings(self.console_log, self.sink));
             let text = format!("{}\n{}", ending.why(), (self.autopsy)());
             state.tell_autopsy(text, self.sink);
         }
         if started {
-            state.cut_off(&ending.why(), self.sink);
+            state.cut_off((!matches!(ending, Ending::Interrupted)).then(|| ending.why()), self.sink);
         }
         Err(ending)
     }

@@ -115,11 +115,11 @@ impl SuiteState {
         sink(RunEvent::Artefact { suite, test, kind: AUTOPSY.into(), bytes: data.len() as u64, data });
     }
 
-    /// The suite did not come to its end: `why` is the running test's message.
-    pub(super) fn cut_off(mut self, why: &str, sink: &mut dyn FnMut(RunEvent)) {
-        if let Some(test) = self.test.take() {
+    /// The suite did not come to its end: `why` is the running test's message. Without, that test has no result.
+    pub(super) fn cut_off(mut self, why: Option<String>, sink: &mut dyn FnMut(RunEvent)) {
+        if let Some((test, message)) = self.test.take().zip(why) {
             let duration_us = u64::try_from(self.progress_at.elapsed().as_micros()).unwrap_or(u64::MAX);
-            let (suite, message) = (self.suite.clone(), why.to_owned());
+            let suite = self.suite.clone();
             sink(RunEvent::TestFinished { suite, test, status: TestStatus::Error, duration_us, message });
         }
         self.finish(None, sink);

@@ -85,7 +85,10 @@ fn run_with_failure(fail_at: usize, events: Vec<RunEvent>) -> (ExitCode, Vec<Str
         Box::new(Fragile { calls: 0, fail_at, told: Arc::clone(&bad) }),
         Box::new(Fragile { calls: 0, fail_at: usize::MAX, told: Arc::clone(&good) }),
     ];
-    let mut all = Reporters::begin(dir, Timestamp::now(), config, reporters, Box::new(|_| Ok(())));
+    let mut all = Reporters::assemble(dir, Timestamp::now(), &config, reporters, Box::new(|_| Ok(())));
+    let (run, suites, host) = (all.run_name().to_owned(), config.suites, config.host);
+    all.deliver(0, RunEvent::RunStarted { run, suites, host });
+    all.greet();
     events.into_iter().for_each(|event| all.on_event(event));
     let code = all.finish(&RunOutcome::Completed);
     (code, bad.lock().unwrap().clone(), good.lock().unwrap().clone())
@@ -219,4 +222,33 @@ fn statistics_are_in_the_results_only_when_there_are_some() {
         reporters.finish(&RunOutcome::Completed);
         assert_eq!(json(&results).get("statistics"), statistics.as_ref());
     }
+}
+
+#[test]
+fn a_run_that_was_cut_off_goes_on_in_its_own_folder() {
+    let parent = tempfile::tempdir().unwrap();
+    let mut all = create(parent.path()).unwrap();
+    let dir = all.dir().to_path_buf();
+    for event in [RunEvent::SuiteStarted { suite: "s".into() }, result("g/001", TestStatus::Fail, "why")] {
+        all.on_event(event);
+    }
+    let busy = EarlierPart::read(&dir).unwrap();
+    let Err(error) = Reporters::resume(config(parent.path()), &busy) else { panic!("two write the same run") };
+    assert!(crate::command::error_chain(&error).contains("still goes on"), "{error:?}");
+    // As after SIGKILL: nothing is said any more, and the lock is gone with the process.
+    all.reporters.clear();
+    all.finished = true;
+    drop(all);
+
+    let earlier = EarlierPart::read(&dir).unwrap();
+    let mut all = Reporters::resume(config(parent.path()), &earlier).unwrap();
+    all.on_event(result("g/002", TestStatus::Pass, ""));
+    all.on_event(RunEvent::SuiteFinished { suite: "s".into(), end: Some(SuiteEnd::Exited(1)), duration_ms: 5 });
+    assert_eq!(all.finish(&RunOutcome::Completed), ExitCode::Regression);
+    let run = crate::report::SavedRun::read(&dir).unwrap();
+    let tests: Vec<_> = run.tally.suites()[0].tests.iter().map(|row| (row.test.as_str(), row.status)).collect();
+    assert_eq!(tests, [("g/001", TestStatus::Fail), ("g/002", TestStatus::Pass)]);
+    assert!(run.is_complete());
+    let page = fs::read_to_string(dir.join("report.html")).unwrap();
+    assert!(page.contains("g/001") && page.contains("g/002"));
 }

@@ -1,0 +1,140 @@
+//! `vmm run --resume RESULTS`: the command line of a run that did not come to its end, and what of it is done.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use serde::Deserialize;
+
+use crate::cli::{Cli, Command, RunArgs};
+use crate::config::UsageError;
+use crate::report::{EarlierPart, ManifestFile};
+
+/// What a run's `manifest.json` says of how it was started. The rest is not needed to go on.
+#[derive(Debug, Deserialize)]
+struct StartedAs {
+    command: Vec<String>,
+    directory: PathBuf,
+    files: std::collections::BTreeMap<String, StartedWith>,
+}
+
+#[derive(Debug, Deserialize)]
+struct StartedWith {
+    path: PathBuf,
+    sha256: Option<String>,
+}
+
+/// A run to go on with.
+#[derive(Debug)]
+pub struct Resumed {
+    /// How it was started.
+    pub args: RunArgs,
+    /// The same as it was typed.
+    pub command: Vec<OsString>,
+    /// Where.
+    pub directory: PathBuf,
+    /// What it left.
+    pub earlier: EarlierPart,
+    files: std::collections::BTreeMap<String, StartedWith>,
+}
+
+impl Resumed {
+    /// Reads the run in `dir`; `typed` is the command line that asks for it. Makes the run's directory the current one, so
+    /// that its arguments mean what they meant.
+    ///
+    /// # Errors
+    /// [`UsageError`] when there is no run to go on with or more is asked for; also when its files cannot be read.
+    pub fn read(dir: &Path, typed: &[OsString]) -> anyhow::Result<Self> {
+        if let Some(other) = other_options(typed) {
+            let other = other.to_string_lossy();
+            anyhow::bail!(UsageError(format!(
+                "--resume goes on with a run as it was started, and takes nothing else: leave out {other}, or start a new run"
+            )));
+        }
+        let earlier = EarlierPart::read(dir).map_err(|error| UsageError(super::error_chain(&error)))?;
+        if earlier.is_complete() {
+            let dir = dir.display();
+            anyhow::bail!(UsageError(format!(
+                "--resume: the run in {dir} came to its end; there is nothing to go on with"
+            )));
+        }
+        let path = dir.join("manifest.json");
+        let text = std::fs::read(&path).with_context(|| format!("failed to read {}", path.display()))?;
+        let manifest: StartedAs = serde_json::from_slice(&text).with_context(|| {
+            format!("{} is not what this vmm writes; resume the run with the version that started it", path.display())
+        })?;
+        let dir = dir.canonicalize().with_context(|| format!("failed to find {}", dir.display()))?;
+        std::env::set_current_dir(&manifest.directory)
+            .with_context(|| format!("failed to go to {}, where the run was started", manifest.directory.display()))?;
+        let command: Vec<OsString> = manifest.command.into_iter().map(OsString::from).collect();
+        let cli = Cli::try_parse_with_suite_flags(command.clone())
+            .with_context(|| format!("the command line in {} is not one of this vmm's", path.display()))?;
+        let Command::Run(args) = cli.command else { anyhow::bail!("{} is not of a `vmm run`", path.display()) };
+        let earlier = EarlierPart::read(&dir).unwrap_or(earlier);
+        Ok(Self { args, command, directory: manifest.directory, earlier, files: manifest.files })
+    }
+
+    /// Whether kernel, image and suites are those that the run began with.
+    ///
+    /// # Errors
+    /// [`UsageError`] that names the first that is not: half a run's results would be of something else.
+    pub fn check_files(&self, files: &[ManifestFile]) -> Result<(), UsageError> {
+        for file in files {
+            let Some(before) = self.files.get(&file.role) else { continue };
+            if let (Some(was), Some(is)) = (&before.sha256, &file.sha256)
+                && was != is
+            {
+                return Err(UsageError(format!(
+                    "--resume: {} is not what the run began with ({} had SHA-256 {was}); start a new run",
+                    file.role,
+                    before.path.display()
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The first word of `vmm run …` that is neither `--resume` nor about where the cache is or how much to say.
+fn other_options(typed: &[OsString]) -> Option<&OsString> {
+    let mut words = typed.iter().skip(1);
+    while let Some(word) = words.next() {
+        let text = word.to_string_lossy();
+        match &*text {
+            "run" | "--verbose" | "--quiet" | "-q" => {}
+            "--resume" | "--cache-dir" => drop(words.next()),
+            _ if text.starts_with("--resume=") || text.starts_with("--cache-dir=") => {}
+            _ if text.starts_with("-v") && text[1..].bytes().all(|b| b == b'v') => {}
+            _ => return Some(word),
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn typed(words: &str) -> Vec<OsString> {
+        words.split_whitespace().map(OsString::from).collect()
+    }
+
+    #[test]
+    fn nothing_may_be_asked_for_besides() {
+        for (words, other) in [
+            ("vmm run --resume results/x", None),
+            ("vmm --cache-dir c run -vv --resume=results/x --quiet", None),
+            ("vmm run --resume results/x --cpus 2", Some("--cpus")),
+            ("vmm run pjdfstest --resume results/x", Some("pjdfstest")),
+        ] {
+            assert_eq!(other_options(&typed(words)).and_then(|word| word.to_str()), other, "{words}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_results_folder_is_the_users_mistake() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = Resumed::read(dir.path(), &typed("vmm run --resume x")).unwrap_err();
+        assert!(error.downcast_ref::<UsageError>().is_some_and(|e| e.0.contains("no results folder")), "{error:?}");
+    }
+}
