@@ -14,4 +14,5 @@ pub mod machine;
 pub mod report;
 pub mod scratch;
 pub mod session;
+pub mod trace;
 pub mod verdict;

@@ -10,6 +10,7 @@ pub mod progress;
 pub mod run;
 pub mod shell;
 pub mod suite;
+pub mod trace;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -26,6 +27,7 @@ use crate::host::emulated::{EmulatedHostConfig, run_inside};
 use crate::machine::{self, RunningVm};
 use crate::session::exec_client::ForwardedSignals;
 use crate::session::{Deadlines, GuestHandle};
+use crate::trace::Trace;
 use exec::ExecOptions;
 use progress::TerminalProgress;
 
@@ -82,6 +84,7 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<ProcessExit> {
         Command::Kernel(args) => kernel::kernel(args, &open_cache(&cache_dir)?, &progress).map(Into::into),
         Command::Suite(args) => suite::suite(args, &open_cache(&cache_dir)?, &progress).map(Into::into),
         Command::Compare(args) => compare::compare(args).map(Into::into),
+        Command::Trace(args) => trace::trace(args).map(Into::into),
         Command::Doctor(args) => doctor::doctor(args, &cache_dir, &cache_dir.join("scratch")).map(Into::into),
         Command::Host(args) => host::host(args, || open_cache(&cache_dir), &progress).map(ProcessExit::from),
     }
@@ -98,12 +101,19 @@ fn exec(command: &ExecOptions, options: &MachineOptions, invocation: &Invocation
         let unasked =
             tempfile::NamedTempFile::new().context("failed to make a temporary file for the guest's console")?;
         let console_log = options.console.clone().unwrap_or_else(|| unasked.path().to_path_buf());
+        let mut trace = options.trace.as_deref().map(Trace::create).transpose()?;
         let vm = machine::start(&files.machine(options, &shares.list(), &console_log))?;
+        if let Some(trace) = &mut trace {
+            trace.follow(vm.flight());
+        }
         let stats = options.stats.then(|| vm.statistics());
         let guest = guest_handle(vm, Some(console_log));
         let exit = exec::run(command, guest, signals, &deadlines(options, speed_factor));
         if let Some(stats) = stats {
             eprint!("{}", stats.read());
+        }
+        if let Some(trace) = trace {
+            eprintln!("vmm: {}", trace.finish()?);
         }
         Ok(exit)
     })

@@ -17,6 +17,7 @@ use crate::report::{
 };
 use crate::session::exec_client::ForwardedSignals;
 use crate::session::{self, Deadlines, RunEvent, RunOutcome, RunPlan};
+use crate::trace::Trace;
 use crate::verdict::Baseline;
 
 /// What runs when no suite is named.
@@ -115,9 +116,14 @@ impl RunRequest {
         let console_log = self.options.console.clone().unwrap_or_else(|| reporters.console_log());
         let config = files.machine(&self.options, &shares.list(), &console_log);
         let mut stats = None;
+        let mut trace = self.options.trace.as_deref().map(Trace::create).transpose()?;
         let outcome = match machine::start(&config) {
             Ok(vm) => {
                 stats = self.options.stats.then(|| vm.statistics());
+                reporters.watch(vm.flight());
+                if let Some(trace) = &mut trace {
+                    trace.follow(vm.flight());
+                }
                 let guest = super::guest_handle(vm, Some(console_log));
                 session::run_suites(&plan, guest, &signals.signals, &mut |event| reporters.on_event(event))
             }
@@ -133,6 +139,9 @@ impl RunRequest {
             reporters.add_statistics(json.clone());
         }
         let exit = reporters.finish(&outcome);
+        if let Some(trace) = trace {
+            eprintln!("vmm: {}", trace.finish()?);
+        }
         if let (Some(stats), Some(json)) = (stats, json) {
             eprint!("{stats}");
             std::fs::write(&stats_file, format!("{json:#}\n"))

@@ -9,6 +9,7 @@ use crossbeam_channel::{Receiver, bounded};
 use devices::virtio::vsock::{ExposedSocket, VsockHandle};
 
 use super::StopReason;
+use super::flight::Flight;
 use super::pci_devices::{self, SharedVirtioDevice};
 use super::statistics::StatisticsReader;
 use super::stopper::Stopper;
@@ -24,6 +25,7 @@ pub struct RunningVm {
     pub(super) stopped: Receiver<StopReason>,
     pub(super) vcpus: Vec<VcpuThread>,
     pub(super) stats: StatisticsReader,
+    pub(super) flight: Flight,
     pub(super) devices: Vec<SharedVirtioDevice>,
     pub(super) vsock: VsockHandle,
     /// Removes the socket file when the machine is gone.
@@ -62,6 +64,12 @@ impl RunningVm {
     #[must_use]
     pub fn statistics(&self) -> StatisticsReader {
         self.stats.clone()
+    }
+
+    /// Where to read what the shares served last and have not answered yet, also when the machine has stopped.
+    #[must_use]
+    pub fn flight(&self) -> Flight {
+        self.flight.clone()
     }
 
     /// Stops the machine whatever its guest does, and says why it stopped: [`StopReason::Requested`] if it was still

@@ -1,11 +1,13 @@
 //! `artefacts/<suite>/<test>.out.bad`: what a failing test printed. Where a suite leaves files of its own about a failure
 //! (xfstests: `.out.bad`, `.full`, `.dmesg`) they are here under their names, and what was printed is `<test>.output`.
+//! `<test>.fuse.jsonl` has the last requests to the shares, for `vmm trace`.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use super::last_requests::LastRequests;
 use super::reporter::{FinishedRun, Reporter};
 use super::results_dir::file_name_from;
 use crate::session::{RunEvent, TimedEvent};
@@ -20,6 +22,8 @@ const MAX_FILES: usize = 5_000;
 const PRINTED: &str = "out.bad";
 /// The same beside files that the suite left.
 const PRINTED_TOO: &str = "output";
+/// The same of the last requests to the shares.
+const REQUESTS: &str = "fuse.jsonl";
 /// Longest kind of a file, bytes.
 const MAX_KIND: usize = 40;
 /// Longest file name before `.out.bad`, bytes (NAME_MAX is 255).
@@ -35,12 +39,20 @@ pub(super) struct Artefacts {
     has_files: bool,
     bytes_left: usize,
     files_left: usize,
+    requests: LastRequests,
 }
 
 impl Artefacts {
     /// Will write below `dir`, which is made when there is something to put there.
-    pub(super) fn new(dir: PathBuf) -> Self {
-        Self { dir, printed: HeadAndTail::default(), has_files: false, bytes_left: MAX_BYTES, files_left: MAX_FILES }
+    pub(super) fn new(dir: PathBuf, requests: LastRequests) -> Self {
+        Self {
+            dir,
+            printed: HeadAndTail::default(),
+            has_files: false,
+            bytes_left: MAX_BYTES,
+            files_left: MAX_FILES,
+            requests,
+        }
     }
 
     fn save(&mut self, suite: &str, test: &str, message: &str) -> io::Result<()> {
@@ -57,6 +69,15 @@ impl Artefacts {
         self.has_files = true;
         match self.file(suite, test, kind, data.len())? {
             Some(mut file) => file.write_all(data),
+            None => Ok(()),
+        }
+    }
+
+    /// What the shares served up to now: the test's last requests, and what the guest did since it told of the test.
+    fn save_requests(&mut self, suite: &str, test: &str) -> io::Result<()> {
+        let trace = self.requests.trace()?;
+        match self.file(suite, test, REQUESTS, trace.len())? {
+            Some(mut file) => file.write_all(&trace),
             None => Ok(()),
         }
     }
@@ -88,6 +109,9 @@ impl Reporter for Artefacts {
             }
             RunEvent::Artefact { suite, test, kind, data, .. } => return self.save_file(suite, test, kind, data),
             RunEvent::TestFinished { suite, test, message, .. } => {
+                if matches!(judgement, Some(Judgement::Fail | Judgement::Error)) {
+                    self.save_requests(suite, test)?;
+                }
                 if matches!(judgement, Some(Judgement::Fail | Judgement::Error | Judgement::ExpectedFail)) {
                     return self.save(suite, test, message);
                 }
@@ -190,7 +214,7 @@ mod tests {
     #[test]
     fn a_failing_test_leaves_its_message_and_its_output() {
         let dir = tempfile::tempdir().unwrap();
-        let mut artefacts = Artefacts::new(dir.path().join("artefacts"));
+        let mut artefacts = Artefacts::new(dir.path().join("artefacts"), LastRequests::default());
         let fail = at(6, result("chmod/00.t:5", TestStatus::Fail, "expected EPERM, got 0"));
         feed(&mut artefacts, &[output("not "), output("ok 5\n"), fail]);
         let text = fs::read_to_string(dir.path().join("artefacts/s/chmod_00.t_5.out.bad")).unwrap();
@@ -200,7 +224,7 @@ mod tests {
     #[test]
     fn files_that_the_suite_left_are_kept_under_their_own_names_beside_what_was_printed() {
         let dir = tempfile::tempdir().unwrap();
-        let mut artefacts = Artefacts::new(dir.path().to_path_buf());
+        let mut artefacts = Artefacts::new(dir.path().to_path_buf(), LastRequests::default());
         let left = |kind: &str, data: &[u8]| {
             let (suite, test, kind) = ("s".to_owned(), "generic/001".to_owned(), kind.to_owned());
             at(5, RunEvent::Artefact { suite, test, kind, bytes: data.len() as u64, data: data.to_vec() })
@@ -221,7 +245,7 @@ mod tests {
     #[test]
     fn a_passing_test_leaves_nothing_and_takes_its_output_along() {
         let dir = tempfile::tempdir().unwrap();
-        let mut artefacts = Artefacts::new(dir.path().join("artefacts"));
+        let mut artefacts = Artefacts::new(dir.path().join("artefacts"), LastRequests::default());
         let pass = at(6, result("a", TestStatus::Pass, ""));
         feed(&mut artefacts, &[output("of a"), pass]);
         assert!(!dir.path().join("artefacts").exists());
@@ -232,7 +256,7 @@ mod tests {
     #[test]
     fn a_guest_cannot_choose_where_files_go() {
         let dir = tempfile::tempdir().unwrap();
-        let mut artefacts = Artefacts::new(dir.path().join("artefacts"));
+        let mut artefacts = Artefacts::new(dir.path().join("artefacts"), LastRequests::default());
         feed(&mut artefacts, &hostile_run());
         for name in ["../../escape", "/etc/passwd", ".", "..", "", GARBAGE, &"n".repeat(1000)] {
             feed(&mut artefacts, &[output("x"), at(9, result(name, TestStatus::Fail, ""))]);
@@ -244,7 +268,7 @@ mod tests {
     #[test]
     fn the_same_test_twice_gives_two_files() {
         let dir = tempfile::tempdir().unwrap();
-        let mut artefacts = Artefacts::new(dir.path().to_path_buf());
+        let mut artefacts = Artefacts::new(dir.path().to_path_buf(), LastRequests::default());
         for _ in 0..2 {
             feed(&mut artefacts, &[at(1, result("a", TestStatus::Fail, "no"))]);
         }
@@ -254,7 +278,7 @@ mod tests {
     #[test]
     fn endless_output_keeps_its_start_and_its_end() {
         let dir = tempfile::tempdir().unwrap();
-        let mut artefacts = Artefacts::new(dir.path().to_path_buf());
+        let mut artefacts = Artefacts::new(dir.path().to_path_buf(), LastRequests::default());
         let mut events = vec![output("the start é")];
         events.extend((0..200).map(|_| output(&"é".repeat(10_000))));
         events.push(output("the end"));
@@ -269,7 +293,7 @@ mod tests {
     #[test]
     fn all_artefacts_together_are_bounded() {
         let dir = tempfile::tempdir().unwrap();
-        let mut artefacts = Artefacts::new(dir.path().to_path_buf());
+        let mut artefacts = Artefacts::new(dir.path().to_path_buf(), LastRequests::default());
         artefacts.files_left = 3;
         artefacts.bytes_left = 100;
         for i in 0..10 {

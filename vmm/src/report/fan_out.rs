@@ -17,6 +17,7 @@ use super::html::Html;
 use super::json_lines::JsonLines;
 use super::junit::Junit;
 use super::kernel_log::KernelLog;
+use super::last_requests::LastRequests;
 use super::manifest::{ManifestInputs, write_manifest};
 use super::replay;
 use super::reporter::{FinishedRun, Reporter};
@@ -24,6 +25,7 @@ use super::results_dir::ResultsDir;
 use super::summary::SummaryFile;
 use super::terminal::{self, Terminal, TerminalConfig};
 use crate::exit_code::ExitCode;
+use crate::machine::Flight;
 use crate::session::{RunEvent, RunOutcome, TimedEvent};
 use crate::verdict::{Baseline, Tally, exit_code, with_failed_reporter};
 
@@ -66,6 +68,7 @@ pub struct Reporters {
     failures: Vec<String>,
     kernel_release: Option<String>,
     statistics: Option<serde_json::Value>,
+    requests: LastRequests,
     command: String,
     hashing: Option<JoinHandle<io::Result<()>>>,
     give_up_hashing: Arc<AtomicBool>,
@@ -86,8 +89,9 @@ impl Reporters {
     fn create_with(config: ReportConfig, terminal: Terminal) -> Result<Self, ReportError> {
         let started = Timestamp::now();
         let dir = ResultsDir::create(&config.results_parent, &config.suites.join("+"), started)?;
-        match Self::in_dir(&dir, started, &config, terminal) {
-            Ok((reporters, hashing)) => Ok(Self::begin(dir, started, config, reporters, hashing)),
+        let requests = LastRequests::default();
+        match Self::in_dir(&dir, started, &config, terminal, &requests) {
+            Ok((reporters, hashing)) => Ok(Self::begin(dir, started, config, reporters, requests, hashing)),
             Err(error) => {
                 dir.remove();
                 Err(error)
@@ -100,6 +104,7 @@ impl Reporters {
         started: Timestamp,
         config: &ReportConfig,
         terminal: Terminal,
+        requests: &LastRequests,
     ) -> Result<(Vec<Box<dyn Reporter>>, HashJob), ReportError> {
         let path = dir.path();
         let failed = |what, name: &str, source| ReportError::Create { what, path: path.join(name), source };
@@ -115,7 +120,7 @@ impl Reporters {
         let reporters: Vec<Box<dyn Reporter>> = vec![
             Box::new(events),
             Box::new(kernel_log),
-            Box::new(Artefacts::new(path.join("artefacts"))),
+            Box::new(Artefacts::new(path.join("artefacts"), requests.clone())),
             Box::new(Junit::new(path.to_path_buf())),
             Box::new(Html::new(path.to_path_buf())),
             Box::new(SummaryFile::new(path.to_path_buf())),
@@ -129,6 +134,7 @@ impl Reporters {
         started: Timestamp,
         config: ReportConfig,
         reporters: Vec<Box<dyn Reporter>>,
+        requests: LastRequests,
         job: HashJob,
     ) -> Self {
         let command: &[OsString] = &config.manifest.command;
@@ -145,6 +151,7 @@ impl Reporters {
             failures: Vec::new(),
             kernel_release: None,
             statistics: None,
+            requests,
             hashing: None,
             give_up_hashing,
             run_finished: false,
@@ -187,6 +194,11 @@ impl Reporters {
             RunEvent::RunStarted { .. } => {}
             event => self.deliver(event),
         }
+    }
+
+    /// A machine was started: what its shares served last is kept beside tests that fail from now on.
+    pub fn watch(&self, flight: Flight) {
+        self.requests.watch(flight);
     }
 
     /// What the machine cost, for `results.json`.

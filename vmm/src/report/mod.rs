@@ -12,6 +12,7 @@ mod html;
 mod json_lines;
 mod junit;
 mod kernel_log;
+mod last_requests;
 mod manifest;
 mod printable;
 mod replay;

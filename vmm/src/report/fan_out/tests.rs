@@ -85,7 +85,8 @@ fn run_with_failure(fail_at: usize, events: Vec<RunEvent>) -> (ExitCode, Vec<Str
         Box::new(Fragile { calls: 0, fail_at, told: Arc::clone(&bad) }),
         Box::new(Fragile { calls: 0, fail_at: usize::MAX, told: Arc::clone(&good) }),
     ];
-    let mut all = Reporters::begin(dir, Timestamp::now(), config, reporters, Box::new(|_| Ok(())));
+    let mut all =
+        Reporters::begin(dir, Timestamp::now(), config, reporters, LastRequests::default(), Box::new(|_| Ok(())));
     events.into_iter().for_each(|event| all.on_event(event));
     let code = all.finish(&RunOutcome::Completed);
     (code, bad.lock().unwrap().clone(), good.lock().unwrap().clone())
