@@ -44,6 +44,8 @@ pub enum Command {
     Suite(command::suite::SuiteArgs),
     /// Tell what changed between the results of two runs
     Compare(command::compare::CompareArgs),
+    /// Show what shares served, or where two runs part in it
+    Trace(command::trace::TraceArgs),
     /// Check whether this machine can run guests, and say what to mend
     Doctor(command::doctor::DoctorArgs),
     /// Use the emulated host: a Linux with working KVM where this machine has none
@@ -165,6 +167,9 @@ pub struct MachineArgs {
     /// to stats.json and results.json
     #[arg(long)]
     pub stats: bool,
+    /// Write every request that the shares serve to FILE, a line of JSON each, for `vmm trace`
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
     /// Which machine the guest runs on
     #[arg(long, value_name = "HOST", value_enum, default_value_t)]
     pub host: HostChoice,

@@ -57,6 +57,8 @@ pub struct MachineOptions {
     pub dax_mode: Option<DaxMode>,
     /// Whether the machine's statistics are wanted.
     pub stats: bool,
+    /// Where every request is written to.
+    pub trace: Option<PathBuf>,
     /// Where to run.
     pub host: HostChoice,
     /// Outside programs' way to the guest's vsock.
@@ -96,9 +98,13 @@ impl MachineOptions {
             append: args.append.join(" "),
             shares,
             cache: args.cache,
-            share_settings: share_settings(&args.serve, args.shared_dir.len())?,
+            share_settings: ShareSettings {
+                trace: args.trace.is_some(),
+                ..share_settings(&args.serve, args.shared_dir.len())?
+            },
             dax_mode: args.serve.dax.as_ref().map(|_| args.serve.dax_mode.unwrap_or_default()),
             stats: args.stats,
+            trace: args.trace.as_deref().map(check_trace).transpose()?,
             // There is no second emulated host inside the first.
             host: if inside_emulated_host { HostChoice::Kvm } else { args.host },
             vsock_socket: args.vsock_socket.clone(),
@@ -119,6 +125,13 @@ pub fn cache_dir_or_default(given: Option<&Path>) -> Result<PathBuf, UsageError>
         UsageError("no cache directory: neither HOME nor XDG_CACHE_HOME is set; give --cache-dir DIR".to_owned())
     })?;
     std::path::absolute(&chosen).map_err(|e| UsageError(format!("--cache-dir {}: {e}", chosen.display())))
+}
+
+/// Sees that `--trace`'s file can be made, before a guest is.
+fn check_trace(path: &Path) -> Result<PathBuf, UsageError> {
+    let wrong = |e| UsageError(format!("--trace {}: cannot write the file: {e}; choose another", path.display()));
+    std::fs::File::options().create(true).append(true).open(path).map_err(wrong)?;
+    Ok(path.to_path_buf())
 }
 
 /// Reads `--memory`: MiB, or with a suffix M, G or T. `available_mib` is what the host has in all, when known.
@@ -190,6 +203,7 @@ fn share_settings(args: &ServeArgs, shares: usize) -> Result<ShareSettings, Usag
         uid_map: id_map("--translate-uid", &args.translate_uid)?,
         gid_map: id_map("--translate-gid", &args.translate_gid)?,
         dax_window: args.dax.as_deref().map_or(Ok(0), |size| dax_window(size, shares))?,
+        trace: false,
     })
 }
 

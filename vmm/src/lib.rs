@@ -15,4 +15,5 @@ pub mod report;
 pub mod schedule;
 pub mod scratch;
 pub mod session;
+pub mod trace;
 pub mod verdict;

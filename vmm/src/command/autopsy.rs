@@ -5,7 +5,8 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::machine::Inspector;
+use crate::machine::{Flight, Inspector};
+use crate::trace;
 
 /// How long vCPUs may take to leave the guest.
 const LEAVING: Duration = Duration::from_secs(2);
@@ -13,18 +14,23 @@ const LEAVING: Duration = Duration::from_secs(2);
 const PRINTING: Duration = Duration::from_secs(10);
 /// It is done when it printed nothing for this long.
 const SILENCE: Duration = Duration::from_secs(2);
+/// Requests that are listed.
+const IN_FLIGHT_SHOWN: usize = 50;
 /// The end of the console's log that is told, bytes.
 const CONSOLE_SHOWN: u64 = 16 << 10;
 
 /// Looks at the machine of `inspector`, whose console goes to `console_log`. If it still runs, its kernel is made to panic
 /// and tell where it hangs.
-pub(super) fn perform(inspector: &Inspector, console_log: &Path) -> String {
+pub(super) fn perform(inspector: &Inspector, flight: &Flight, console_log: &Path) -> String {
     let hangs = !inspector.has_stopped();
+    // Before the guest is disturbed.
+    let in_flight = in_flight_lines(flight);
     let mut lines = inspector.look(LEAVING);
     if hangs {
         lines.insert(0, "It still ran; an NMI made its kernel say where it is.".to_owned());
         wait_for_console(inspector, console_log);
     }
+    lines.extend(in_flight);
     let console = match tail(console_log) {
         Ok(text) if text.is_empty() => "The guest's console shows nothing.".to_owned(),
         Ok(text) => format!("The end of the guest's console:\n{text}"),
@@ -33,6 +39,23 @@ pub(super) fn perform(inspector: &Inspector, console_log: &Path) -> String {
     lines.push(String::new());
     lines.push(console);
     lines.join("\n")
+}
+
+/// The requests that the shares have not answered.
+fn in_flight_lines(flight: &Flight) -> Vec<String> {
+    let requests = flight.in_flight();
+    if requests.is_empty() {
+        return vec!["No share has a request that it did not answer.".to_owned()];
+    }
+    let mut naming = trace::Naming::default();
+    flight.read().iter().for_each(|record| naming.learn(record));
+    let shown = requests.iter().take(IN_FLIGHT_SHOWN).map(|request| {
+        let age = Duration::from_nanos(request.took_ns).as_secs_f64();
+        format!("  {} for {age:.3} s", trace::describe(request, &mut naming, false))
+    });
+    let mut lines = vec![format!("{} requests are not answered, the oldest first:", requests.len())];
+    lines.extend(shown);
+    lines
 }
 
 /// Until the kernel has reset the machine, or has nothing more to print.

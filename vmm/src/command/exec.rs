@@ -102,7 +102,7 @@ fn run_with(
     deadlines: &Deadlines,
     limit: Option<TimeLimit>,
 ) -> Result<u8, Failure> {
-    let GuestHandle { agent, stopped, console_log, stop, autopsy: _ } = guest;
+    let GuestHandle { agent, stopped, console_log, stop, .. } = guest;
     let link = AgentLink::accept(agent)
         .map_err(|error| Failure::new(ExitCode::CannotTest, format!("failed to start a thread: {error}")))?;
     let result = talk(&link, &stopped, request, streams, interrupts, deadlines, limit);

@@ -42,6 +42,7 @@ fn exec(script: &str, deadlines: Deadlines, timeout: Option<Duration>) -> (Resul
     options.env = vec![("GIVEN".into(), "value".into())];
     let guest = GuestHandle {
         autopsy: Box::new(String::new),
+        last_requests: Box::new(Vec::new),
         agent,
         stopped,
         console_log: None,
@@ -101,6 +102,7 @@ fn failing(stop: Option<StopReason>, console: &str, deadlines: Deadlines) -> Fai
         stopped,
         console_log: Some(log.path().into()),
         autopsy: Box::new(String::new),
+        last_requests: Box::new(Vec::new),
         stop: Box::new(|| StopReason::Requested),
     };
     let (_signal, signals) = bounded(1);

@@ -12,6 +12,7 @@ pub mod resume;
 pub mod run;
 pub mod shell;
 pub mod suite;
+pub mod trace;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -25,9 +26,10 @@ use crate::config::{MachineOptions, cache_dir_or_default};
 use crate::guest_setup::{GuestFiles, PreparedShares, open_cache};
 use crate::host::RunsOn;
 use crate::host::emulated::{EmulatedHostConfig, run_inside};
-use crate::machine::{self, RunningVm};
+use crate::machine::{self, Flight, RunningVm};
 use crate::session::exec_client::ForwardedSignals;
 use crate::session::{Deadlines, GuestHandle};
+use crate::trace::Trace;
 use exec::ExecOptions;
 use progress::TerminalProgress;
 use resume::Resumed;
@@ -88,6 +90,7 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<ProcessExit> {
         Command::Kernel(args) => kernel::kernel(args, &open_cache(&cache_dir)?, &progress).map(Into::into),
         Command::Suite(args) => suite::suite(args, &open_cache(&cache_dir)?, &progress).map(Into::into),
         Command::Compare(args) => compare::compare(args).map(Into::into),
+        Command::Trace(args) => trace::trace(args).map(Into::into),
         Command::Doctor(args) => doctor::doctor(args, &cache_dir, &cache_dir.join("scratch")).map(Into::into),
         Command::Host(args) => host::host(args, || open_cache(&cache_dir), &progress).map(ProcessExit::from),
     }
@@ -104,12 +107,19 @@ fn exec(command: &ExecOptions, options: &MachineOptions, invocation: &Invocation
         let unasked =
             tempfile::NamedTempFile::new().context("failed to make a temporary file for the guest's console")?;
         let console_log = options.console.clone().unwrap_or_else(|| unasked.path().to_path_buf());
+        let mut trace = options.trace.as_deref().map(Trace::create).transpose()?;
         let vm = machine::start(&files.machine(options, &shares.list(), &console_log))?;
+        if let Some(trace) = &mut trace {
+            trace.follow(vm.flight());
+        }
         let stats = options.stats.then(|| vm.statistics());
         let guest = guest_handle(vm, console_log);
         let exit = exec::run(command, guest, signals, &deadlines(options, speed_factor));
         if let Some(stats) = stats {
             eprint!("{}", stats.read());
+        }
+        if let Some(trace) = trace {
+            eprintln!("vmm: {}", trace.finish()?);
         }
         Ok(exit)
     })
@@ -148,14 +158,20 @@ fn on_usable_host<T: From<u8>>(
 /// Hands a machine to a session, which then stops it.
 fn guest_handle(vm: RunningVm, console_log: PathBuf) -> GuestHandle<'static> {
     let inspector = vm.inspector();
-    let console = console_log.clone();
+    let flight = vm.flight();
+    let (console, recorder) = (console_log.clone(), flight.clone());
     GuestHandle {
         agent: vm.listen(wire::AGENT_PORT),
         stopped: vm.stopped().clone(),
-        autopsy: Box::new(move || autopsy::perform(&inspector, &console)),
+        autopsy: Box::new(move || autopsy::perform(&inspector, &flight, &console)),
+        last_requests: Box::new(move || last_requests(&recorder)),
         console_log: Some(console_log),
         stop: Box::new(move || vm.stop(STOP_DEADLINE)),
     }
+}
+
+fn last_requests(flight: &Flight) -> Vec<u8> {
+    crate::trace::last_requests(flight).unwrap_or_else(|error| format!("{error}\n").into_bytes())
 }
 
 /// The user's deadlines as given, the defaults stretched for a host that is `speed_factor` times slower than hardware.

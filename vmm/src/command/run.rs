@@ -22,6 +22,7 @@ use crate::schedule::crew::{self, StartedGuest};
 use crate::schedule::{Done, Policy, Schedule};
 use crate::session::exec_client::ForwardedSignals;
 use crate::session::{Deadlines, RunEvent, RunPlan};
+use crate::trace::Trace;
 use crate::verdict::Baseline;
 
 /// What runs when no suite is named.
@@ -132,12 +133,14 @@ impl RunRequest {
             Some(earlier) => Reporters::resume(config, earlier)?,
             None => Reporters::create(config)?,
         };
+        let trace = self.options.trace.as_deref().map(Trace::create).transpose()?;
         let guests = Guests {
             request: &self,
             files,
             console_log: self.options.console.clone().unwrap_or_else(|| reporters.dir().join(CONSOLE_LOG)),
             shares: Mutex::new(Some(shares)),
             statistics: Mutex::default(),
+            trace: Mutex::new(trace),
         };
         let outcome = crew::run(
             schedule,
@@ -147,7 +150,7 @@ impl RunRequest {
             &signals.signals,
             &mut |guest, event| reporters.on_guest_event(guest, event),
         );
-        let statistics = guests.finish();
+        let (statistics, trace) = guests.finish();
         reporters.on_event(RunEvent::RunFinished { outcome: outcome.clone() });
         let stats_file = reporters.dir().join("stats.json");
         let json = self.options.stats.then(|| statistics_json(&statistics)).transpose();
@@ -156,6 +159,9 @@ impl RunRequest {
             reporters.add_statistics(json.clone());
         }
         let exit = reporters.finish(&outcome);
+        if let Some(trace) = trace {
+            eprintln!("vmm: {}", trace.finish()?);
+        }
         for (guest, statistics) in &statistics {
             let heading = if *guest > 1 { format!("guest {guest}:\n") } else { String::new() };
             eprint!("{heading}{statistics}");
@@ -232,6 +238,7 @@ struct Guests<'a> {
     shares: Mutex<Option<PreparedShares>>,
     /// By guest, as asked for.
     statistics: Mutex<Vec<(u32, StatisticsReader)>>,
+    trace: Mutex<Option<Trace>>,
 }
 
 impl Guests<'_> {
@@ -247,14 +254,18 @@ impl Guests<'_> {
         if options.stats {
             self.statistics.lock().unwrap_or_else(PoisonError::into_inner).push((guest, vm.statistics()));
         }
+        if let Some(trace) = self.trace.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            trace.follow(vm.flight());
+        }
         Ok(StartedGuest { handle: super::guest_handle(vm, console_log), keep: Box::new(shares) })
     }
 
     /// The shares go before the last word: whoever reads it finds nothing left behind.
-    fn finish(self) -> Vec<(u32, Statistics)> {
+    fn finish(self) -> (Vec<(u32, Statistics)>, Option<Trace>) {
         let mut readers = self.statistics.into_inner().unwrap_or_else(PoisonError::into_inner);
         readers.sort_by_key(|(guest, _)| *guest);
-        readers.into_iter().map(|(guest, reader)| (guest, reader.read())).collect()
+        let statistics = readers.into_iter().map(|(guest, reader)| (guest, reader.read())).collect();
+        (statistics, self.trace.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -287,6 +298,9 @@ fn policy(args: &RunArgs, options: &MachineOptions) -> Result<Policy, UsageError
     }
     if jobs > 1 && options.vsock_socket.is_some() {
         return Err(UsageError("--jobs: --vsock-socket is one guest's; leave one of the two out".to_owned()));
+    }
+    if jobs > 1 && options.trace.is_some() {
+        return Err(UsageError("--jobs: a --trace is of one guest at a time; leave one of the two out".to_owned()));
     }
     Ok(Policy { jobs, guest_per: args.vm_per, shard: args.shard })
 }

@@ -18,6 +18,7 @@ use kvm_ioctls::{Cap, Kvm};
 
 use super::address_map::{self, COM1, COM1_GSI, I8042, KVM_IDENTITY_MAP, KVM_TSS, MIB, PCI_CONFIG, POWER_CONTROL};
 use super::cpu_setup::{self, CpuModel};
+use super::flight::Flight;
 use super::guest_memory::{self, MemoryError};
 use super::inspection::Inspection;
 use super::interrupts::InterruptRouter;
@@ -93,9 +94,11 @@ pub fn start(config: &MachineConfig) -> Result<RunningVm, BuildError> {
         pci.add(Box::new(open_image(&name, path)?))?;
     }
     let mut share_stats = Vec::new();
+    let mut flight = Flight { shares: Vec::new() };
     for share in &config.shares {
         let share = open_share(share, config)?;
         share_stats.push(share.stats());
+        flight.shares.push(share.flight());
         pci.add(Box::new(share))?;
     }
     let (vsock_device, vsock) = VsockDevice::new(GUEST_CID, VsockOptions::default());
@@ -123,6 +126,7 @@ pub fn start(config: &MachineConfig) -> Result<RunningVm, BuildError> {
         inspection: Inspection::new(config.cpus),
         vcpus: Vec::new(),
         stats,
+        flight,
         devices,
         vsock,
         exposed_vsock,

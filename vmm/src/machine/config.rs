@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use devices::virtio::fs::{CachePolicy, FsConfig, IdMap, InodeHandles, XattrMap};
 
+use super::flight::TRACE_RECORDS;
+
 /// A directory served as a virtio-fs device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShareConfig {
@@ -36,11 +38,16 @@ pub struct ShareSettings {
     pub gid_map: IdMap,
     /// Bytes of each share's DAX window; 0: none.
     pub dax_window: u64,
+    /// So many requests are kept that somebody can write all of them to a file.
+    pub trace: bool,
 }
 
 impl ShareSettings {
     /// Sets what the device has to know.
     pub(super) fn apply(&self, fs: &mut FsConfig) {
+        if self.trace {
+            fs.flight_records = TRACE_RECORDS;
+        }
         fs.read_only = self.read_only;
         fs.writeback = self.writeback;
         fs.posix_acl = self.posix_acl;

@@ -9,6 +9,7 @@ use crossbeam_channel::{Receiver, bounded};
 use devices::virtio::vsock::{ExposedSocket, VsockHandle};
 
 use super::StopReason;
+use super::flight::Flight;
 use super::inspection::{Inspection, Inspector};
 use super::pci_devices::{self, SharedVirtioDevice};
 use super::statistics::StatisticsReader;
@@ -26,6 +27,7 @@ pub struct RunningVm {
     pub(super) inspection: Arc<Inspection>,
     pub(super) vcpus: Vec<VcpuThread>,
     pub(super) stats: StatisticsReader,
+    pub(super) flight: Flight,
     pub(super) devices: Vec<SharedVirtioDevice>,
     pub(super) vsock: VsockHandle,
     /// Removes the socket file when the machine is gone.
@@ -58,6 +60,12 @@ impl RunningVm {
     #[must_use]
     pub fn vcpu_stats(&self) -> &[VcpuStats] {
         &self.stats.vcpus
+    }
+
+    /// Where to read what the shares served last and have not answered yet, also when the machine has stopped.
+    #[must_use]
+    pub fn flight(&self) -> Flight {
+        self.flight.clone()
     }
 
     /// Looks at its vCPUs, also when it has stopped.

@@ -1,5 +1,7 @@
 //! `artefacts/<suite>/<test>.out.bad`: what a failing test printed. Where a suite leaves files of its own about a failure
 //! (xfstests: `.out.bad`, `.full`, `.dmesg`) they are here under their names, and what was printed is `<test>.output`.
+//! `<test>.fuse.jsonl` has the last requests to the shares, for `vmm trace`; `<test>.autopsy` what was seen of its guest
+//! that died or hung.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::{self, File};
@@ -8,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::reporter::{FinishedRun, Reporter};
 use super::results_dir::file_name_from;
-use crate::session::{RunEvent, TimedEvent};
+use crate::session::{AUTOPSY, LAST_REQUESTS, RunEvent, TimedEvent};
 use crate::verdict::{Judgement, Tally};
 
 /// The first and the last bytes of a test's output that are kept, each.
@@ -92,7 +94,10 @@ impl Reporter for Artefacts {
                 self.guests.remove(&event.guest);
             }
             RunEvent::Artefact { suite, test, kind, data, .. } => {
-                self.guests.entry(event.guest).or_default().has_files = true;
+                // What this side has to tell is no explanation by the suite.
+                if kind != AUTOPSY && kind != LAST_REQUESTS {
+                    self.guests.entry(event.guest).or_default().has_files = true;
+                }
                 let test = if test.is_empty() { AFTER_RESULTS } else { test };
                 return self.save_file(suite, test, kind, data);
             }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, at, never, select};
-use wire::{Command, FrameError, SuitePlan, ToGuest, ToHost};
+use wire::{Command, FrameError, SuitePlan, TestStatus, ToGuest, ToHost};
 
 use super::console_log::ConsoleFindings;
 use super::ending::{self, Ending, GuestEnd};
@@ -12,7 +12,7 @@ use super::greeting::brief;
 use super::listing::Listing;
 use super::suite_state::{Step, SuiteState};
 use super::work::{Task, WorkSource};
-use super::{AgentLink, GuestHandle, LinkEvent, NotReady, RunEvent, RunPlan, await_greeting};
+use super::{AUTOPSY, AgentLink, GuestHandle, LAST_REQUESTS, LinkEvent, NotReady, RunEvent, RunPlan, await_greeting};
 use crate::machine::StopReason;
 
 /// Frames that were under way when the machine stopped arrive within this time of each other.
@@ -36,7 +36,7 @@ pub fn run_tasks<I>(
     sink: &mut dyn FnMut(RunEvent),
 ) -> GuestEnd {
     sink(RunEvent::BootStarted);
-    let GuestHandle { agent, stopped, console_log, autopsy, stop } = guest;
+    let GuestHandle { agent, stopped, console_log, autopsy, last_requests, stop } = guest;
     let (ending, stop_reason, findings) = match AgentLink::accept(agent) {
         Ok(link) => {
             let mut driver = Driver {
@@ -48,6 +48,7 @@ pub fn run_tasks<I>(
                 sink: &mut *sink,
                 console_log: console_log.as_deref(),
                 autopsy,
+                last_requests,
                 findings: None,
                 stop_reason: None,
                 timed_out_test: None,
@@ -85,6 +86,7 @@ struct Driver<'a, I> {
     sink: &'a mut dyn FnMut(RunEvent),
     console_log: Option<&'a Path>,
     autopsy: Box<dyn FnMut() -> String + 'a>,
+    last_requests: Box<dyn FnMut() -> Vec<u8> + 'a>,
     /// What the console said of the guest's end before the autopsy.
     findings: Option<ConsoleFindings>,
     stop_reason: Option<StopReason>,
@@ -159,6 +161,9 @@ impl<I> Driver<'_, I> {
                 Happening::Frame(frame) => {
                     started |= matches!(frame, ToHost::SuiteStarted { .. });
                     let shown = brief(&frame);
+                    if let ToHost::TestFinished { name, status: TestStatus::Fail | TestStatus::Error, .. } = &frame {
+                        state.tell_artefact(name, LAST_REQUESTS, (self.last_requests)(), self.sink);
+                    }
                     match state.on_frame(frame, self.sink) {
                         Step::GoesOn => {}
                         Step::Finished => {
@@ -193,7 +198,9 @@ impl<I> Driver<'_, I> {
         if ending.is_guests() {
             self.findings = Some(ending::findings(self.console_log, self.sink));
             let text = format!("{}\n{}", ending.why(), (self.autopsy)());
-            state.tell_autopsy(text, self.sink);
+            let test = state.test().to_owned();
+            state.tell_artefact(&test, LAST_REQUESTS, (self.last_requests)(), self.sink);
+            state.tell_artefact(&test, AUTOPSY, text.into_bytes(), self.sink);
         }
         if started {
             state.cut_off((!matches!(ending, Ending::Interrupted)).then(|| ending.why()), self.sink);

@@ -18,6 +18,8 @@ pub struct GuestHandle<'a> {
     pub console_log: Option<PathBuf>,
     /// What can be learned of a guest that died or hangs, for a person; the machine may still run.
     pub autopsy: Box<dyn FnMut() -> String + 'a>,
+    /// The last requests that its shares served, as `vmm trace` reads them.
+    pub last_requests: Box<dyn FnMut() -> Vec<u8> + 'a>,
     /// Stops the machine whatever its guest does, with a deadline of its own, and says why it stopped.
     pub stop: Box<dyn FnOnce() -> StopReason + 'a>,
 }

@@ -31,5 +31,5 @@ pub use greeting::{Greeting, NotReady, await_greeting};
 pub use guest_handle::GuestHandle;
 pub use plan::RunPlan;
 pub use raw_terminal::RawTerminal;
-pub use run_event::{AUTOPSY, OutputStream, RunEvent, RunOutcome, SuiteEnd, TimedEvent};
+pub use run_event::{AUTOPSY, LAST_REQUESTS, OutputStream, RunEvent, RunOutcome, SuiteEnd, TimedEvent};
 pub use work::{Task, WorkSource};

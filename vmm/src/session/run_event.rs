@@ -8,6 +8,9 @@ use crate::exit_code::ExitCode;
 /// The kind of an [artefact](RunEvent::Artefact) that tells what was seen of a guest that died or hangs.
 pub const AUTOPSY: &str = "autopsy";
 
+/// The kind of an artefact with the last requests that the shares served before a test failed.
+pub const LAST_REQUESTS: &str = "fuse.jsonl";
+
 /// A [`RunEvent`] with the time since the run began.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TimedEvent {

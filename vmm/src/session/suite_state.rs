@@ -5,7 +5,7 @@ use std::time::Instant;
 use wire::{Stream, TestStatus, ToHost};
 
 use super::lossy_text::LossyText;
-use super::{AUTOPSY, RunEvent, SuiteEnd};
+use super::{RunEvent, SuiteEnd};
 
 /// A running suite.
 #[derive(Debug)]
@@ -108,11 +108,15 @@ impl SuiteState {
         Step::GoesOn
     }
 
-    /// What was learned of a guest that died or hangs under the running test.
-    pub(super) fn tell_autopsy(&self, text: String, sink: &mut dyn FnMut(RunEvent)) {
-        let (suite, test) = (self.suite.clone(), self.test.clone().unwrap_or_default());
-        let data = text.into_bytes();
-        sink(RunEvent::Artefact { suite, test, kind: AUTOPSY.into(), bytes: data.len() as u64, data });
+    /// The test that runs, empty if none is known to.
+    pub(super) fn test(&self) -> &str {
+        self.test.as_deref().unwrap_or_default()
+    }
+
+    /// A file of this side's that explains what became of `test`.
+    pub(super) fn tell_artefact(&self, test: &str, kind: &str, data: Vec<u8>, sink: &mut dyn FnMut(RunEvent)) {
+        let (suite, test, kind) = (self.suite.clone(), test.to_owned(), kind.to_owned());
+        sink(RunEvent::Artefact { suite, test, kind, bytes: data.len() as u64, data });
     }
 
     /// The suite did not come to its end: `why` is the running test's message. Without, that test has no result.

@@ -15,6 +15,10 @@ pub(super) const OUT_HEADER_SIZE: usize = size_of::<OutHeader>();
 /// More bytes than any reply has that is given later.
 const SHORT_REPLY: usize = 256;
 
+/// Bytes of a message that are copied out with its header: the largest structure that says what a request is about
+/// (`struct fuse_setattr_in`), or a small one and a name or two.
+const MESSAGE_START: usize = size_of::<InHeader>() + 112;
+
 /// A popped chain.
 pub(super) type Chain<'m> = DescriptorChain<&'m GuestMemoryMmap>;
 
@@ -46,6 +50,9 @@ pub(super) struct Request<'m> {
     pub(super) readable: usize,
     /// Device-writable bytes.
     pub(super) writable: usize,
+    /// The start of the message, header included, copied out as far as it could be read.
+    start: [u8; MESSAGE_START],
+    start_len: usize,
     memory: &'m GuestMemoryMmap,
     /// With the DAX windows. Nothing but `preadv` and `pwritev` may touch those.
     buffers: &'m GuestMemoryMmap,
@@ -59,8 +66,17 @@ impl<'m> Request<'m> {
         buffers: &'m GuestMemoryMmap,
         chain: Chain<'m>,
     ) -> Result<Self, ChainError> {
-        let mut request = Request { header: InHeader::default(), readable: 0, writable: 0, memory, buffers, chain };
-        let mut header = [0u8; size_of::<InHeader>()];
+        let mut request = Request {
+            header: InHeader::default(),
+            readable: 0,
+            writable: 0,
+            start: [0; MESSAGE_START],
+            start_len: 0,
+            memory,
+            buffers,
+            chain,
+        };
+        const HEADER: usize = size_of::<InHeader>();
         let mut more = true;
         for (count, descriptor) in request.chain.clone().enumerate() {
             if count >= MAX_CHAIN_DESCRIPTORS {
@@ -75,10 +91,17 @@ impl<'m> Request<'m> {
             if request.writable > 0 {
                 return Err(ChainError::Order);
             }
-            if let Some(missing) = header.get_mut(request.readable..) {
+            if let Some(missing) = request.start.get_mut(request.readable..) {
                 let here = missing.len().min(len);
                 let missing = missing.get_mut(..here).unwrap_or_default();
-                memory.read_slice(missing, descriptor.addr()).map_err(|_| ChainError::Address)?;
+                let read = memory.read(missing, descriptor.addr()).unwrap_or(0);
+                if request.readable.saturating_add(read) < HEADER.min(request.readable.saturating_add(here)) {
+                    return Err(ChainError::Address);
+                }
+                // Without gaps.
+                if request.start_len == request.readable {
+                    request.start_len = request.start_len.saturating_add(read);
+                }
             }
             request.readable = request.readable.saturating_add(len);
         }
@@ -86,10 +109,10 @@ impl<'m> Request<'m> {
         if more {
             return Err(ChainError::Broken);
         }
-        if request.readable < header.len() {
+        let Some(header) = request.start.get(..HEADER).filter(|_| request.readable >= HEADER) else {
             return Err(ChainError::Short(request.readable));
-        }
-        request.header.as_mut_slice().copy_from_slice(&header);
+        };
+        request.header.as_mut_slice().copy_from_slice(header);
         Ok(request)
     }
 
@@ -133,12 +156,33 @@ impl<'m> Request<'m> {
         self.buffers
     }
 
-    /// Whether the reply that was just written has an errno, for statistics only: the guest may have changed it since.
-    pub(super) fn has_failed(&self) -> bool {
+    /// The start of the message behind its header, for the record only: handlers read what they need themselves.
+    pub(super) fn body_start(&self) -> &[u8] {
+        let end = self.start_len.min(self.header.len as usize);
+        self.start.get(size_of::<InHeader>()..end).unwrap_or_default()
+    }
+
+    /// The errno of the reply that was just written, for the record only: the guest may have changed it since.
+    pub(super) fn reply_error(&self) -> Option<i32> {
         let first = self.chain.clone().writable().next();
         // fuse_out_header.error; a header cut in pieces is nothing that Linux sends.
         let address = first.filter(|first| first.len() >= 8).and_then(|first| first.addr().checked_add(4));
-        address.and_then(|address| self.memory.read_obj::<i32>(address).ok()).is_some_and(|error| error != 0)
+        let error = address.and_then(|address| self.memory.read_obj::<i32>(address).ok())?;
+        (error != 0).then(|| error.saturating_neg())
+    }
+
+    /// The first eight bytes behind the header of the reply that was just written, for the record only.
+    pub(super) fn reply_start(&self) -> Option<u64> {
+        let mut skip = OUT_HEADER_SIZE;
+        for descriptor in self.chain.clone().writable() {
+            let len = descriptor.len() as usize;
+            if skip < len {
+                let address = descriptor.addr().checked_add(u64::try_from(skip).ok()?)?;
+                return self.memory.read_obj(address).ok();
+            }
+            skip -= len;
+        }
+        None
     }
 
     /// Room for a short reply that is written when the chain is out of sight.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use fuse_backend_rs::api::filesystem::OpenOptions;
 
-use super::{IdMap, Tag, XattrMap};
+use super::{FLIGHT_RECORDS, IdMap, Tag, XattrMap};
 
 /// How long the guest may believe what it was told (the words are virtiofsd's).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -92,6 +92,8 @@ pub struct FsConfig {
     pub gid_map: IdMap,
     /// Bytes of the window through which the guest maps files (DAX), a multiple of 2 MiB; 0: none.
     pub dax_window: u64,
+    /// How many requests of each queue are kept to be looked at later, 192 bytes each.
+    pub flight_records: usize,
 }
 
 impl FsConfig {
@@ -113,6 +115,7 @@ impl FsConfig {
             uid_map: IdMap::default(),
             gid_map: IdMap::default(),
             dax_window: 0,
+            flight_records: FLIGHT_RECORDS,
         }
     }
 }

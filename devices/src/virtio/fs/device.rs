@@ -11,8 +11,8 @@ use super::constants::{
 };
 use super::dispatch::FuseServer;
 use super::passthrough::{DescriptorBudget, PassthroughFs};
-use super::queue_worker::QueueWorker;
-use super::{FsConfig, FsStatsReader, Tag};
+use super::queue_worker::{QueueWorker, WorkersRecord};
+use super::{FlightReader, FsConfig, FsStatsReader, Tag};
 use crate::virtio::{ActivateError, Activation, DeviceType, SharedMemory, VirtioDevice};
 use crate::worker_thread::WorkerThread;
 
@@ -78,7 +78,7 @@ pub struct FsDevice {
     queue_sizes: Vec<u16>,
     config_space: [u8; CONFIG_SIZE],
     server: Arc<FuseServer>,
-    stats: FsStatsReader,
+    record: WorkersRecord,
     workers: Vec<WorkerThread>,
 }
 
@@ -107,7 +107,14 @@ impl FsDevice {
             queue_sizes: vec![QUEUE_SIZE; usize::from(FIRST_REQUEST_QUEUE + queues)],
             config_space,
             server: Arc::new(FuseServer::new(&short_name(&config.tag, " slow"), PassthroughFs::new(&config, budget)?)),
-            stats: FsStatsReader::new(config.tag.clone(), usize::from(FIRST_REQUEST_QUEUE + queues)),
+            record: WorkersRecord {
+                stats: FsStatsReader::new(config.tag.clone(), usize::from(FIRST_REQUEST_QUEUE + queues)),
+                flight: FlightReader::new(
+                    config.tag.clone(),
+                    usize::from(FIRST_REQUEST_QUEUE + queues),
+                    config.flight_records,
+                ),
+            },
             config,
             workers: Vec::new(),
         })
@@ -120,7 +127,12 @@ impl FsDevice {
 
     /// Where to read what it served, now and later.
     pub fn stats(&self) -> FsStatsReader {
-        self.stats.clone()
+        self.record.stats.clone()
+    }
+
+    /// Where to read its last requests, now and later.
+    pub fn flight(&self) -> FlightReader {
+        self.record.flight.clone()
     }
 
     /// `fs[tag] qN`, with as much of the tag as Linux shows of a name.
@@ -183,9 +195,9 @@ impl VirtioDevice for FsDevice {
             let thread = self.thread_name(active.index);
             let (memory, interrupt, server) = (memory.clone(), interrupt.clone(), self.server.clone());
             let buffers = buffers.clone();
-            let (signal, stats) = (interrupt.clone(), self.stats.clone());
+            let (signal, record) = (interrupt.clone(), self.record.clone());
             let worker = WorkerThread::spawn(&self.name, &thread, interrupt, move |stop| {
-                QueueWorker::new(active, (memory, buffers), signal, server, stats, stop)?.run()
+                QueueWorker::new(active, (memory, buffers), signal, server, record, stop)?.run()
             });
             match worker {
                 Ok(worker) => self.workers.push(worker),

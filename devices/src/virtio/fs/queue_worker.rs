@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::chain::{Chain, OUT_HEADER_SIZE, ReplyRoom, Request, refuse};
 use super::deferred::{Answers, Ticket};
 use super::dispatch::{FuseServer, Outcome};
+use super::flight::{Ending, FlightReader, QueueFlight, replies_with_entry};
 use super::passthrough::prepare_thread;
 use super::stats::{FsStatsReader, Served};
 use crate::GuestMem;
@@ -35,7 +36,7 @@ pub(super) struct QueueWorker {
     buffers: GuestMem,
     interrupt: Arc<dyn VirtioInterrupt>,
     server: Arc<FuseServer>,
-    stats: FsStatsReader,
+    record: WorkersRecord,
     stop: StopEvent,
     /// Requests that are answered later, by the number of their ticket. At most as many as the queue has entries: a driver
     /// that makes more available breaks the protocol, and waits.
@@ -46,6 +47,13 @@ pub(super) struct QueueWorker {
     unsignalled: bool,
     /// Whether a malformed chain was reported: one line is enough, a guest must not fill the log.
     complained: bool,
+}
+
+/// Where a device's workers record what they serve.
+#[derive(Clone, Debug)]
+pub(super) struct WorkersRecord {
+    pub(super) stats: FsStatsReader,
+    pub(super) flight: FlightReader,
 }
 
 /// A request that is answered later.
@@ -67,10 +75,13 @@ impl QueueWorker {
         (memory, buffers): (GuestMem, GuestMem),
         interrupt: Arc<dyn VirtioInterrupt>,
         server: Arc<FuseServer>,
-        stats: FsStatsReader,
+        record: WorkersRecord,
         stop: StopEvent,
     ) -> Result<Self, WorkerError> {
         let ActiveQueue { index, queue, notify } = active;
+        if let Some(flight) = record.flight.queue(index) {
+            flight.start_over();
+        }
         Ok(QueueWorker {
             index,
             queue,
@@ -79,7 +90,7 @@ impl QueueWorker {
             buffers,
             interrupt,
             server,
-            stats,
+            record,
             stop,
             unanswered: HashMap::new(),
             next_ticket: 0,
@@ -136,6 +147,9 @@ impl QueueWorker {
         let buffers = self.buffers.memory();
         match Request::parse(memory, &buffers, chain.clone()) {
             Ok(request) => {
+                if let Some(flight) = self.record.flight.queue(self.index) {
+                    flight.begin(&request, begun);
+                }
                 let ticket = || {
                     let room = self.unanswered.len() < usize::from(self.queue.size());
                     room.then(|| {
@@ -148,17 +162,15 @@ impl QueueWorker {
                 };
                 match self.server.serve(&request, ticket) {
                     Outcome::Used(used) => {
-                        self.count(Served {
-                            opcode: request.header.opcode,
-                            took: begun.elapsed(),
-                            bytes_in: request.header.len.min(u32::try_from(request.readable).unwrap_or(u32::MAX)),
-                            bytes_out: used,
-                            // Only a reply without a body can be an error.
-                            failed: used as usize == OUT_HEADER_SIZE && request.has_failed(),
-                        });
+                        self.served(&request, begun, used);
                         Ok(Some(used))
                     }
-                    Outcome::Deferred => Ok(None),
+                    Outcome::Deferred => {
+                        if let Some(flight) = self.flight() {
+                            flight.defer(self.next_ticket);
+                        }
+                        Ok(None)
+                    }
                     Outcome::Unanswerable(reason) => Err(self.protest(&reason)),
                 }
             }
@@ -185,15 +197,36 @@ impl QueueWorker {
             };
             let used = written.or_else(|| room.write(memory, libc::EIO, &[]));
             let used = used.ok_or_else(|| self.protest("its reply buffer is outside of guest memory"))?;
-            let (took, failed) = (begun.elapsed(), answer.is_err());
-            self.count(Served { opcode, took, bytes_in, bytes_out: used, failed });
+            let (took, error) = (begun.elapsed(), answer.as_ref().err().map(|e| e.raw_os_error().unwrap_or(libc::EIO)));
+            self.count(Served { opcode, took, bytes_in, bytes_out: used, failed: error.is_some() });
+            if let Some(flight) = self.flight() {
+                flight.end_deferred(number, &Ending { took, bytes_out: used, error, ..Ending::default() });
+            }
             self.give_back(memory, head, used)?;
         }
         Ok(())
     }
 
+    /// Records a request that was served at once.
+    fn served(&self, request: &Request<'_>, begun: Instant, used: u32) {
+        let (took, opcode) = (begun.elapsed(), request.header.opcode);
+        // Only a reply without a body can be an error.
+        let error = (used as usize == OUT_HEADER_SIZE).then(|| request.reply_error()).flatten();
+        let has_entry = used as usize > OUT_HEADER_SIZE && replies_with_entry(opcode);
+        let entry = has_entry.then(|| request.reply_start()).flatten();
+        let bytes_in = request.header.len.min(u32::try_from(request.readable).unwrap_or(u32::MAX));
+        self.count(Served { opcode, took, bytes_in, bytes_out: used, failed: error.is_some() });
+        if let Some(flight) = self.flight() {
+            flight.end(&Ending { took, bytes_out: used, error, entry, ..Ending::default() });
+        }
+    }
+
+    fn flight(&self) -> Option<&QueueFlight> {
+        self.record.flight.queue(self.index)
+    }
+
     fn count(&self, served: Served) {
-        if let Some(stats) = self.stats.queue(self.index) {
+        if let Some(stats) = self.record.stats.queue(self.index) {
             stats.count(&served);
         }
     }

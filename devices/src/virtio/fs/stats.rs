@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::Tag;
+use super::operation::operation_name;
 
 /// Opcodes that are counted one by one; any other is counted as number 0, which is none.
 const OPCODES: usize = 64;
@@ -203,72 +204,9 @@ fn percentile(histogram: &[u64], percent: u64) -> u64 {
     0
 }
 
-/// An opcode's name (enum fuse_opcode, include/uapi/linux/fuse.h).
-fn operation_name(opcode: u32) -> &'static str {
-    const NAMES: [&str; 54] = [
-        "",
-        "LOOKUP",
-        "FORGET",
-        "GETATTR",
-        "SETATTR",
-        "READLINK",
-        "SYMLINK",
-        "",
-        "MKNOD",
-        "MKDIR",
-        "UNLINK",
-        "RMDIR",
-        "RENAME",
-        "LINK",
-        "OPEN",
-        "READ",
-        "WRITE",
-        "STATFS",
-        "RELEASE",
-        "",
-        "FSYNC",
-        "SETXATTR",
-        "GETXATTR",
-        "LISTXATTR",
-        "REMOVEXATTR",
-        "FLUSH",
-        "INIT",
-        "OPENDIR",
-        "READDIR",
-        "RELEASEDIR",
-        "FSYNCDIR",
-        "GETLK",
-        "SETLK",
-        "SETLKW",
-        "ACCESS",
-        "CREATE",
-        "INTERRUPT",
-        "BMAP",
-        "DESTROY",
-        "IOCTL",
-        "POLL",
-        "NOTIFY_REPLY",
-        "BATCH_FORGET",
-        "FALLOCATE",
-        "READDIRPLUS",
-        "RENAME2",
-        "LSEEK",
-        "COPY_FILE_RANGE",
-        "SETUPMAPPING",
-        "REMOVEMAPPING",
-        "SYNCFS",
-        "TMPFILE",
-        "STATX",
-        "COPY_FILE_RANGE_64",
-    ];
-    let name = usize::try_from(opcode).ok().and_then(|opcode| NAMES.get(opcode).copied());
-    name.filter(|name| !name.is_empty()).unwrap_or("UNKNOWN")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::virtio::fs::constants::opcode;
 
     #[test]
     fn buckets_cover_every_latency_without_gaps_and_within_a_quarter() {
@@ -304,21 +242,5 @@ mod tests {
         let one = FsStatsReader::new(Tag::new("t").unwrap(), 1);
         one.queue(0).unwrap().count(&Served { took: Duration::from_secs(1000), ..served });
         assert_eq!(one.read().operations[0].p50_ns, 1_000_000_000_000, "beyond the histogram");
-    }
-
-    #[test]
-    fn operations_have_linuxs_names() {
-        for (code, name) in [
-            (opcode::FORGET, "FORGET"),
-            (opcode::INIT, "INIT"),
-            (opcode::SETLKW, "SETLKW"),
-            (opcode::FALLOCATE, "FALLOCATE"),
-            (opcode::STATX, "STATX"),
-            (opcode::COPY_FILE_RANGE_64, "COPY_FILE_RANGE_64"),
-            (7, "UNKNOWN"),
-            (54, "UNKNOWN"),
-        ] {
-            assert_eq!(operation_name(code), name);
-        }
     }
 }

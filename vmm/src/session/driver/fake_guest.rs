@@ -170,6 +170,7 @@ pub(super) fn run_work(
         stopped,
         console_log: Some(console.path().to_owned()),
         autopsy: Box::new(|| "what was seen".to_owned()),
+        last_requests: Box::new(|| b"{}".to_vec()),
         stop: Box::new(move || {
             called.store(true, Ordering::SeqCst);
             StopReason::Requested

@@ -10,6 +10,7 @@ mod device;
 mod directories;
 mod file_data;
 mod files;
+mod flight;
 mod harness;
 mod host_model;
 mod labels;
