@@ -42,6 +42,8 @@ pub enum Command {
     Kernel(command::kernel::KernelArgs),
     /// Add, list and show test suites
     Suite(command::suite::SuiteArgs),
+    /// Make, import and show baselines: what is expected of a suite's tests
+    Baseline(command::baseline::BaselineArgs),
     /// Tell what changed between the results of two runs
     Compare(command::compare::CompareArgs),
     /// Check whether this machine can run guests, and say what to mend
@@ -218,6 +220,10 @@ pub struct RunArgs {
     /// Tests listed in FILE do not run or do not count; one a line, `#` starts a comment (repeatable)
     #[arg(long, value_name = "FILE")]
     pub exclude_file: Vec<PathBuf>,
+    /// Compare with the baseline FILE (see `vmm baseline`), which goes before the one that is built in for the suite; `none`
+    /// leaves that out (repeatable; of two files the later one goes first)
+    #[arg(long, value_name = "FILE|none")]
+    pub baseline: Vec<PathBuf>,
     /// Tests listed in FILE are expected to fail; one a line, `generic/476  # F:1/18 reason` (repeatable)
     #[arg(long, value_name = "FILE")]
     pub expect_failures: Vec<PathBuf>,

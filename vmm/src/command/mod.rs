@@ -1,5 +1,6 @@
 //! One module per subcommand, and what they share: where to run, and how a started machine is handed to a session.
 
+pub mod baseline;
 pub mod compare;
 pub mod doctor;
 pub mod exec;
@@ -81,6 +82,7 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<ProcessExit> {
         Command::Image(args) => image::image(args, &open_cache(&cache_dir)?, &progress).map(Into::into),
         Command::Kernel(args) => kernel::kernel(args, &open_cache(&cache_dir)?, &progress).map(Into::into),
         Command::Suite(args) => suite::suite(args, &open_cache(&cache_dir)?, &progress).map(Into::into),
+        Command::Baseline(args) => baseline::baseline(args).map(Into::into),
         Command::Compare(args) => compare::compare(args).map(Into::into),
         Command::Doctor(args) => doctor::doctor(args, &cache_dir, &cache_dir.join("scratch")).map(Into::into),
         Command::Host(args) => host::host(args, || open_cache(&cache_dir), &progress).map(ProcessExit::from),

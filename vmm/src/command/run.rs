@@ -67,14 +67,7 @@ impl RunRequest {
         }
         check_shares(&suites, &options)?;
         let policy = policy(args, &options)?;
-        let mut baseline = Baseline::default();
-        let wrong_list = |error: crate::verdict::BaselineError| UsageError(super::error_chain(&error));
-        for file in &args.exclude_file {
-            baseline.exclude_file(file).map_err(wrong_list)?;
-        }
-        for file in &args.expect_failures {
-            baseline.expect_failures_file(file).map_err(wrong_list)?;
-        }
+        let baseline = super::baseline::of_run(args, &suites, options.cache)?;
         Ok(Self {
             options,
             suites,

@@ -224,6 +224,9 @@ impl Reporters {
         for (name, error) in failed {
             self.failed(name, &error);
         }
+        for line in self.tally.take_notes() {
+            self.deliver(0, RunEvent::Note { line });
+        }
     }
 
     /// Tells the reporters that are left. The number of reporters bounds the recursion through `deliver`.

@@ -109,7 +109,7 @@ impl Html {
             judgement: row.judgement,
             duration_us: row.duration_us,
             message: shown(&row.message),
-            baseline: shown(&row.baseline),
+            baseline: shown(&row.baseline()),
             output: self.output(suite, &row.test),
         }
     }
@@ -150,9 +150,7 @@ impl Reporter for Html {
             RunEvent::TestFinished { suite, test, .. } => {
                 guest.running = None;
                 match judgement {
-                    Some(Judgement::Fail | Judgement::Error | Judgement::ExpectedFail) => {
-                        self.keep_output(event.guest, suite, test);
-                    }
+                    Some(judgement) if judgement.is_failure() => self.keep_output(event.guest, suite, test),
                     _ => drop(guest.printed.take()),
                 }
             }
@@ -207,21 +205,25 @@ fn verdict(run: &FinishedRun<'_>) -> String {
     match run.exit_code {
         ExitCode::Success => format!("Passed all {} tests", counts.ran()),
         ExitCode::NothingRan => "Nothing ran".to_owned(),
-        ExitCode::Regression if counts.bad() > 0 => format!("Failed {} of {} tests", counts.bad(), counts.ran()),
+        ExitCode::Regression if counts.bad() > 0 => format!("Failed {} of {} tests", counts.bad(), counts.due()),
         ExitCode::Regression => "A suite did not come to its end".to_owned(),
         _ => "Could not be tested".to_owned(),
     }
 }
 
 fn facts(run: &FinishedRun<'_>) -> Vec<(&'static str, String)> {
-    let Counts { pass, fail, error, skip, expected_fail, fixed, expunged } = run.tally.counts();
+    let Counts { pass, fail, error, skip, not_run, expected_fail, fixed, flaky, flaky_beyond_rate, expunged } =
+        run.tally.counts();
     let counted = [
         (pass, "passed"),
         (fail, "failed"),
         (error, "errors"),
         (skip, "skipped"),
+        (not_run, "not run though they should"),
+        (flaky_beyond_rate, "failed beyond their rate"),
+        (flaky, "flaky within their rate"),
         (expected_fail, "failed as expected"),
-        (fixed, "passed though expected to fail"),
+        (fixed, "fixed"),
         (expunged, "expunged"),
     ];
     let counts: Vec<_> = counted.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
