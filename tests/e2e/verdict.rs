@@ -177,6 +177,36 @@ fn two_runs_are_compared_test_by_test() {
 }
 
 #[test]
+fn a_baseline_made_of_a_run_explains_the_next_and_names_what_is_gone() {
+    let run = Run::of(&[("a/00.t", "echo 1..2; echo ok 1; echo not ok 2"), ("b/00.t", GOOD)]);
+    run.finish(&[]).expect_code(1);
+    let file = run.sandbox.dir("baselines").join("my.toml");
+    let (file, results) = (file.to_str().unwrap(), run.dir());
+    let update = ["baseline", "update", results.to_str().unwrap(), "--output", file];
+    Vmm::new(&run.sandbox, update).finish().expect_code(0);
+    let text = fs::read_to_string(file).unwrap();
+    assert!(text.contains("name = \"a/00.t:2\"\nexpect = \"fail\"\nfailed = 1\nruns = 1\n"), "{text}");
+    fs::write(file, format!("{text}\n[[test]]\nname = \"gone\"\nexpect = \"fail\"\n")).unwrap();
+    let finished = run.finish(&["--baseline", file]);
+    finished.expect_code(0).expect_in_out("\nStill failing: a/00.t:2\n").expect_in_out("not in this run: gone\n");
+    assert_eq!(run.results()["baselines"][0]["did_not_occur"][0]["test"], "gone");
+    // For another kernel it is not applied.
+    fs::write(file, text.replace("kernel = \"", "kernel = \"<4, ")).unwrap();
+    run.finish(&["--baseline", file]).expect_code(1).expect_in_out("is not applied: it is for kernels <4, ");
+}
+
+#[test]
+fn results_are_told_as_tap_on_standard_output_and_to_people_on_standard_error() {
+    let run = Run::of(&[("a/00.t", "echo 1..2; echo ok 1; echo 'not ok 2 - wanted EPERM'"), ("b/00.t", GOOD)]);
+    let finished = run.finish(&["--format", "tap"]);
+    finished.expect_code(1);
+    let out = finished.out();
+    assert!(out.starts_with("TAP version 13\n") && out.ends_with("\n1..4\n"), "{finished}");
+    assert!(out.contains("\nok 1 - pjdfstest: a/00.t:1\nnot ok 2 - pjdfstest: a/00.t:2\n  ---\n"), "{finished}");
+    assert!(finished.err().contains("\nFailures: a/00.t:2\n"), "{finished}");
+}
+
+#[test]
 fn arguments_after_two_dashes_choose_tests() {
     let run = Run::of(&[("a/00.t", GOOD), ("b/00.t", GOOD)]);
     run.finish(&["--", "b/00.t"]).expect_code(0).expect_in_out("\nPassed all 2 tests\n");

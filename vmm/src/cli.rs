@@ -7,6 +7,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::command;
 use crate::host::HostChoice;
+use crate::report::OutputFormat;
 use crate::schedule::{GuestPer, Shard};
 
 /// Boots a Linux kernel with virtio-fs built into the monitor and runs file-system suites on it.
@@ -227,6 +228,9 @@ pub struct RunArgs {
     /// Tests listed in FILE are expected to fail; one a line, `generic/476  # F:1/18 reason` (repeatable)
     #[arg(long, value_name = "FILE")]
     pub expect_failures: Vec<PathBuf>,
+    /// What standard output is for
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    pub format: OutputFormat,
     /// Print nothing but failures and the summary
     #[arg(long, short)]
     pub quiet: bool,

@@ -265,3 +265,74 @@ fn shown(name: &str, file: &BaselineFile) -> String {
 fn test_name(row: &BaselineRow) -> String {
     row.section.as_ref().map_or_else(|| row.name.clone(), |section| format!("{section}: {}", row.name))
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn run_args(words: &[&str]) -> RunArgs {
+        let words = ["vmm", "run"].iter().chain(words).map(Into::into).collect();
+        match Cli::try_parse_with_suite_flags(words).unwrap().command {
+            Command::Run(args) => args,
+            other => panic!("not run: {other:?}"),
+        }
+    }
+
+    fn manifest(name: &str) -> Manifest {
+        let dir = tempfile::tempdir().unwrap();
+        guest_image::suite::manifest(&guest_image::Cache::open(dir.path()).unwrap(), name).unwrap()
+    }
+
+    fn expected_of(words: &[&str]) -> Option<Expected> {
+        let suites = [manifest("pjdfstest-rs")];
+        let mut baseline = of_run(&run_args(words), &suites, CacheChoice::Auto).unwrap();
+        baseline.find("pjdfstest-rs", "link::link_count_max").map(|known| known.expect)
+    }
+
+    #[test]
+    fn the_built_in_baseline_is_used_unless_it_is_left_out_and_a_users_goes_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("my.toml");
+        let text = "suite = 'pjdfstest-rs'\n[[test]]\nname = 'link::link_count_max'\nexpect = 'fail'\n";
+        std::fs::write(&file, text).unwrap();
+        let file = file.to_str().unwrap();
+        assert_eq!(expected_of(&[]), Some(Expected::Skip));
+        assert_eq!(expected_of(&["--baseline", "none"]), None);
+        assert_eq!(expected_of(&["--baseline", file]), Some(Expected::Fail));
+        assert_eq!(expected_of(&["--baseline", "none", "--baseline", file]), Some(Expected::Fail));
+        let other_cache = text.replace("[[", "cache = ['never']\n[[");
+        std::fs::write(file, other_cache).unwrap();
+        assert_eq!(expected_of(&["--baseline", file]), Some(Expected::Skip));
+    }
+
+    #[test]
+    fn a_file_that_somebody_wrote_is_not_written_over_by_a_slip() {
+        let dir = tempfile::tempdir().unwrap();
+        let (there, other) = (dir.path().join("there"), dir.path().join("other"));
+        std::fs::write(&there, "").unwrap();
+        check_output(None, None).unwrap();
+        check_output(Some(&other), None).unwrap();
+        check_output(Some(&there), Some(&there)).unwrap();
+        for from in [None, Some(other.as_path())] {
+            let error = check_output(Some(&there), from).unwrap_err().to_string();
+            assert!(error.contains("--from") && error.contains(there.to_str().unwrap()), "{error}");
+        }
+        write(Some(&there), &BaselineFile { suite: "s".into(), ..BaselineFile::default() }).unwrap();
+        assert_eq!(std::fs::read_to_string(&there).unwrap(), "suite = \"s\"\n");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_baseline_is_shown_by_file_or_by_suite() {
+        let (name, file) = named(Path::new("pjdfstest-rs")).unwrap();
+        let text = shown(&name, &file);
+        assert!(text.contains("baseline built in: pjdfstest-rs\n"), "{text}");
+        assert!(text.contains("\n  skip              link::link_count_max  the suite asks"), "{text}");
+        let error = named(Path::new("nosuch")).unwrap_err().to_string();
+        assert!(error.contains("nosuch") && error.contains("pjdfstest-rs, unionmount"), "{error}");
+        assert!(Cli::try_parse_from(["vmm", "baseline", "update"]).is_err(), "no results");
+    }
+}

@@ -14,8 +14,8 @@ use crate::exit_code::ExitCode;
 use crate::guest_setup::{GuestFiles, PreparedShares, open_cache};
 use crate::machine::{self, ShareConfig, Statistics, StatisticsReader};
 use crate::report::{
-    CONSOLE_LOG, ManifestFile, ManifestInputs, ManifestShare, ReportConfig, Reporters, TerminalConfig, Verbosity,
-    check_results_dir,
+    CONSOLE_LOG, ManifestFile, ManifestInputs, ManifestShare, OutputFormat, ReportConfig, Reporters, TerminalConfig,
+    Verbosity, check_results_dir,
 };
 use crate::schedule::crew::{self, StartedGuest};
 use crate::schedule::{Done, Policy, Schedule};
@@ -38,6 +38,7 @@ pub struct RunRequest {
     test_timeout: Option<Duration>,
     hang_timeout: Option<Duration>,
     baseline: Baseline,
+    format: OutputFormat,
     verbosity: Verbosity,
     policy: Policy,
 }
@@ -77,6 +78,7 @@ impl RunRequest {
             test_timeout: args.test_timeout,
             hang_timeout: args.hang_timeout,
             baseline,
+            format: args.format,
             verbosity: match (args.quiet, verbose) {
                 (true, _) => Verbosity::Quiet,
                 (false, 0) => Verbosity::Normal,
@@ -109,7 +111,8 @@ impl RunRequest {
             suites: self.suite_names(),
             host: invocation.host_name().to_owned(),
             baseline: self.baseline.clone(),
-            terminal: TerminalConfig::detect(self.verbosity),
+            format: self.format,
+            terminal: TerminalConfig::detect(self.verbosity, self.format),
             manifest: self.manifest(invocation, files, &shares.list()),
         })?;
         let guests = Guests {

@@ -1,4 +1,4 @@
-//! What a person sees: on a terminal a progress bar with failures above it, in a pipe one line per result as it comes.
+//! What a person sees, on standard output or, where that is for programs, on standard error: on a terminal a progress bar with failures above it, in a pipe one line per result as it comes.
 
 use std::env;
 use std::ffi::OsStr;
@@ -11,6 +11,7 @@ use wire::TestStatus;
 
 use super::printable::printable;
 use super::reporter::{FinishedRun, Reporter, outcome_in_words};
+use super::tap::OutputFormat;
 use crate::exit_code::ExitCode;
 use crate::session::{RunEvent, SuiteEnd, TimedEvent};
 use crate::verdict::{BaselineUse, Counts, Judgement, Tally};
@@ -48,11 +49,21 @@ pub struct TerminalConfig {
 }
 
 impl TerminalConfig {
-    /// Looks at standard output, `TERM`, `NO_COLOR` (<https://no-color.org>) and `CLICOLOR_FORCE`
+    /// Looks at where a person's text goes with `format`, `TERM`, `NO_COLOR` (<https://no-color.org>) and `CLICOLOR_FORCE`
     /// (<https://bixense.com/clicolors>).
     #[must_use]
-    pub fn detect(verbosity: Verbosity) -> Self {
-        Self::from(io::stdout().is_terminal(), verbosity, |name| env::var_os(name))
+    pub fn detect(verbosity: Verbosity, format: OutputFormat) -> Self {
+        let is_terminal = match format {
+            OutputFormat::Text => io::stdout().is_terminal(),
+            // Both on one terminal: the bar would be drawn over the other's lines.
+            OutputFormat::Tap | OutputFormat::Ktap => io::stderr().is_terminal() && !io::stdout().is_terminal(),
+        };
+        // Without a bar every result would be told twice: beside the other format, failures and the summary will do.
+        let verbosity = match (format, verbosity) {
+            (OutputFormat::Tap | OutputFormat::Ktap, Verbosity::Normal) if !is_terminal => Verbosity::Quiet,
+            (_, verbosity) => verbosity,
+        };
+        Self::from(is_terminal, verbosity, |name| env::var_os(name))
     }
 
     fn from<S: AsRef<OsStr>>(is_terminal: bool, verbosity: Verbosity, variable: impl Fn(&str) -> Option<S>) -> Self {
@@ -96,10 +107,16 @@ impl Colours {
 }
 
 impl Terminal {
-    /// On standard output.
-    pub(super) fn stdout(config: TerminalConfig) -> Self {
-        let target = config.bar.then(ProgressDrawTarget::stdout);
-        Self::new(config, target, Box::new(io::stdout()))
+    /// On standard output, or on standard error where `format` has that for programs.
+    pub(super) fn of_person(config: TerminalConfig, format: OutputFormat) -> Self {
+        match format {
+            OutputFormat::Text => {
+                Self::new(config, config.bar.then(ProgressDrawTarget::stdout), Box::new(io::stdout()))
+            }
+            OutputFormat::Tap | OutputFormat::Ktap => {
+                Self::new(config, config.bar.then(ProgressDrawTarget::stderr), Box::new(io::stderr()))
+            }
+        }
     }
 
     /// On anything else, without a bar.
