@@ -4,11 +4,13 @@
 
 mod dax;
 mod exec;
+mod going_on;
 mod guest_trouble;
 mod host_trouble;
 mod interrupt;
 mod run;
 mod shell;
+mod suite_run;
 mod usage;
 mod verdict;
 mod vsock;

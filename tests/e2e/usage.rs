@@ -50,6 +50,28 @@ fn a_manifest_with_an_unknown_key_is_one_error_that_names_the_key_and_its_line()
 }
 
 #[test]
+fn a_wrong_baseline_is_one_error_that_names_file_line_and_what_is_right() {
+    let sandbox = Sandbox::new();
+    let head = "suite = 'pjdfstest-rs'\n[[test]]\nname = 'a'\n";
+    for (text, says) in [
+        (format!("{head}expects = 'fail'\n"), &["line 4", "unknown field `expects`"][..]),
+        (format!("{head}expect = 'flaky'\nfailed = 3\nruns = 2\n"), &["line 3", "failed is more than runs"]),
+        (format!("{head}expect = 'fail'\n[[test]]\nname = 'a'\nexpect = 'skip'\n"), &["line 6", "twice"]),
+        ("suite = 'x'\nkernel = 'new'\n".to_owned(), &["line 2", ">=6.1, <6.13"]),
+        ("nothing of the kind".to_owned(), &["line 1"]),
+    ] {
+        let file = sandbox.dir("b").join("my.toml");
+        std::fs::write(&file, text).unwrap();
+        let texts: Vec<_> = ["my.toml"].iter().chain(says).copied().collect();
+        refused(&sandbox, ["run", "--baseline", file.to_str().unwrap()], &texts);
+        refused(&sandbox, ["baseline", "show", file.to_str().unwrap()], &texts);
+    }
+    refused(&sandbox, ["run", "--baseline", "/nonexistent.toml"], &["/nonexistent.toml"]);
+    refused(&sandbox, ["run", "--format", "html"], &["html", "ktap"]);
+    refused(&sandbox, ["baseline", "update", "/nonexistent"], &["/nonexistent", "no results folder"]);
+}
+
+#[test]
 fn an_unknown_suite_is_refused_and_the_known_ones_are_named() {
     let sandbox = Sandbox::new();
     refused(&sandbox, ["run", "nosuchsuite"], &["nosuchsuite", "pjdfstest-rs"]);

@@ -3,59 +3,11 @@
 use std::fs;
 use std::path::PathBuf;
 
-use serde_json::Value;
-use tests::{Finished, Sandbox, Vmm, fake_suite, patience};
+use tests::{Sandbox, Vmm, fake_suite, patience};
+
+use crate::suite_run::{Run, has};
 
 const GOOD: &str = "echo 1..2; echo ok 1; echo ok 2";
-
-/// A run of a suite of these scripts.
-struct Run {
-    sandbox: Sandbox,
-    cache: PathBuf,
-}
-
-impl Run {
-    fn of(scripts: &[(&str, &str)]) -> Self {
-        let sandbox = Sandbox::new();
-        let cache = fake_suite::add(&sandbox, scripts);
-        Self { sandbox, cache }
-    }
-
-    fn command(&self, flags: &[&str]) -> Vmm<'_> {
-        let words = ["run", "--host", "kvm", fake_suite::NAME];
-        Vmm::new(&self.sandbox, words).args(flags).env("VMM_CACHE_DIR", &self.cache)
-    }
-
-    fn finish(&self, flags: &[&str]) -> Finished {
-        let finished = self.command(flags).finish();
-        self.sandbox.assert_only_results_left();
-        finished
-    }
-
-    fn dir(&self) -> PathBuf {
-        fs::canonicalize(self.sandbox.work().join("results/latest")).expect("a results folder is there")
-    }
-
-    fn results(&self) -> Value {
-        serde_json::from_slice(&fs::read(self.dir().join("results.json")).expect("results are there")).unwrap()
-    }
-
-    /// `(test, status)` of every result.
-    fn statuses(&self) -> Vec<(String, String)> {
-        let results = self.results();
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let tests = results["suites"].as_array().unwrap().iter().flat_map(|suite| suite["tests"].as_array().unwrap());
-        tests.map(|test| (text(&test["test"]), text(&test["status"]))).collect()
-    }
-
-    fn junit(&self) -> String {
-        fs::read_to_string(self.dir().join("junit.xml")).expect("a JUnit report is there")
-    }
-}
-
-fn has(statuses: &[(String, String)], test: &str, status: &str) -> bool {
-    statuses.iter().any(|(t, s)| t == test && s == status)
-}
 
 #[test]
 fn a_suite_whose_tests_pass_is_a_success() {
@@ -105,32 +57,6 @@ fn a_test_that_never_ends_is_killed_at_its_deadline_and_the_others_run() {
 }
 
 #[test]
-fn a_test_that_hangs_the_guests_kernel_leaves_the_results_so_far() {
-    // The only CPU belongs to a task of the highest priority from then on; since 6.12 others get a share unless told otherwise.
-    let hog = "echo 1..2; echo ok 1; sleep 2; echo -1 > /proc/sys/kernel/sched_rt_runtime_us; \
-               mount -t debugfs none /sys/kernel/debug; echo 0 > /sys/kernel/debug/sched/fair_server/cpu0/runtime; \
-               chrt -f 99 sh -c 'while :; do :; done'";
-    let run = Run::of(&[("a/00.t", GOOD), ("b/00.t", hog), ("c/00.t", GOOD)]);
-    let finished = run.finish(&["--cpus", "1", "--hang-timeout", "12s"]);
-    finished.expect_code(124).expect_in_out("the guest hangs").expect_within(patience(20));
-    let statuses = run.statuses();
-    assert!(has(&statuses, "a/00.t:2", "pass") && has(&statuses, "b/00.t:1", "pass"), "{finished}");
-    assert!(has(&statuses, "b/00.t:2", "error") && run.junit().contains("the guest hangs"), "{statuses:?}");
-}
-
-#[test]
-fn a_test_that_panics_the_guest_leaves_the_results_so_far() {
-    let run = Run::of(&[("a/00.t", GOOD), ("b/00.t", "echo 1..1; sleep 1; echo c > /proc/sysrq-trigger; sleep 1000")]);
-    let finished = run.finish(&[]);
-    finished.expect_code(3).expect_in_out("panic");
-    assert!(has(&run.statuses(), "a/00.t:2", "pass"), "{finished}");
-    assert!(has(&run.statuses(), "b/00.t:1", "error"), "{:?}", run.statuses());
-    assert!(run.junit().contains("<testsuite name=\"vmm\""), "{}", run.junit());
-    let console = fs::read_to_string(run.dir().join("console.log")).unwrap();
-    assert!(console.contains("Kernel panic"), "{console}");
-}
-
-#[test]
 fn a_test_that_prints_without_end_does_not_stop_the_others_results() {
     let noise = "echo 1..1; yes '# noise aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa' | head -n 20000; echo ok 1";
     let run = Run::of(&[("a/00.t", noise), ("b/00.t", GOOD)]);
@@ -174,6 +100,36 @@ fn two_runs_are_compared_test_by_test() {
     };
     compare(&good, &bad).expect_code(1).expect_in_out("Worse (1):\n   pass -> fail").expect_in_out("Same (1)");
     compare(&bad, &good).expect_code(0).expect_in_out("Better (1):");
+}
+
+#[test]
+fn a_baseline_made_of_a_run_explains_the_next_and_names_what_is_gone() {
+    let run = Run::of(&[("a/00.t", "echo 1..2; echo ok 1; echo not ok 2"), ("b/00.t", GOOD)]);
+    run.finish(&[]).expect_code(1);
+    let file = run.sandbox.dir("baselines").join("my.toml");
+    let (file, results) = (file.to_str().unwrap(), run.dir());
+    let update = ["baseline", "update", results.to_str().unwrap(), "--output", file];
+    Vmm::new(&run.sandbox, update).finish().expect_code(0);
+    let text = fs::read_to_string(file).unwrap();
+    assert!(text.contains("name = \"a/00.t:2\"\nexpect = \"fail\"\nfailed = 1\nruns = 1\n"), "{text}");
+    fs::write(file, format!("{text}\n[[test]]\nname = \"gone\"\nexpect = \"fail\"\n")).unwrap();
+    let finished = run.finish(&["--baseline", file]);
+    finished.expect_code(0).expect_in_out("\nStill failing: a/00.t:2\n").expect_in_out("not in this run: gone\n");
+    assert_eq!(run.results()["baselines"][0]["did_not_occur"][0]["test"], "gone");
+    // For another kernel it is not applied.
+    fs::write(file, text.replace("kernel = \"", "kernel = \"<4, ")).unwrap();
+    run.finish(&["--baseline", file]).expect_code(1).expect_in_out("is not applied: it is for kernels <4, ");
+}
+
+#[test]
+fn results_are_told_as_tap_on_standard_output_and_to_people_on_standard_error() {
+    let run = Run::of(&[("a/00.t", "echo 1..2; echo ok 1; echo 'not ok 2 - wanted EPERM'"), ("b/00.t", GOOD)]);
+    let finished = run.finish(&["--format", "tap"]);
+    finished.expect_code(1);
+    let out = finished.out();
+    assert!(out.starts_with("TAP version 13\n") && out.ends_with("\n1..4\n"), "{finished}");
+    assert!(out.contains("\nok 1 - pjdfstest: a/00.t:1\nnot ok 2 - pjdfstest: a/00.t:2\n  ---\n"), "{finished}");
+    assert!(finished.err().contains("\nFailures: a/00.t:2\n"), "{finished}");
 }
 
 #[test]

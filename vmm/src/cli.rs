@@ -7,6 +7,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::command;
 use crate::host::HostChoice;
+use crate::report::OutputFormat;
 use crate::schedule::{GuestPer, Shard};
 
 /// Boots a Linux kernel with virtio-fs built into the monitor and runs file-system suites on it.
@@ -42,6 +43,8 @@ pub enum Command {
     Kernel(command::kernel::KernelArgs),
     /// Add, list and show test suites
     Suite(command::suite::SuiteArgs),
+    /// Make, import and show baselines: what is expected of a suite's tests
+    Baseline(command::baseline::BaselineArgs),
     /// Tell what changed between the results of two runs
     Compare(command::compare::CompareArgs),
     /// Show what shares served, or where two runs part in it
@@ -227,9 +230,16 @@ pub struct RunArgs {
     /// Tests listed in FILE do not run or do not count; one a line, `#` starts a comment (repeatable)
     #[arg(long, value_name = "FILE")]
     pub exclude_file: Vec<PathBuf>,
+    /// Compare with the baseline FILE (see `vmm baseline`), which goes before the one that is built in for the suite; `none`
+    /// leaves that out (repeatable; of two files the later one goes first)
+    #[arg(long, value_name = "FILE|none")]
+    pub baseline: Vec<PathBuf>,
     /// Tests listed in FILE are expected to fail; one a line, `generic/476  # F:1/18 reason` (repeatable)
     #[arg(long, value_name = "FILE")]
     pub expect_failures: Vec<PathBuf>,
+    /// What standard output is for
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    pub format: OutputFormat,
     /// Print nothing but failures and the summary
     #[arg(long, short)]
     pub quiet: bool,

@@ -1,6 +1,7 @@
 //! One module per subcommand, and what they share: where to run, and how a started machine is handed to a session.
 
 mod autopsy;
+pub mod baseline;
 pub mod compare;
 pub mod doctor;
 pub mod exec;
@@ -89,6 +90,7 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<ProcessExit> {
         Command::Image(args) => image::image(args, &open_cache(&cache_dir)?, &progress).map(Into::into),
         Command::Kernel(args) => kernel::kernel(args, &open_cache(&cache_dir)?, &progress).map(Into::into),
         Command::Suite(args) => suite::suite(args, &open_cache(&cache_dir)?, &progress).map(Into::into),
+        Command::Baseline(args) => baseline::baseline(args).map(Into::into),
         Command::Compare(args) => compare::compare(args).map(Into::into),
         Command::Trace(args) => trace::trace(args).map(Into::into),
         Command::Doctor(args) => doctor::doctor(args, &cache_dir, &cache_dir.join("scratch")).map(Into::into),

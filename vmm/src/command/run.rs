@@ -15,8 +15,8 @@ use crate::exit_code::ExitCode;
 use crate::guest_setup::{GuestFiles, PreparedShares, open_cache};
 use crate::machine::{self, ShareConfig, Statistics, StatisticsReader};
 use crate::report::{
-    CONSOLE_LOG, ManifestFile, ManifestInputs, ManifestShare, ReportConfig, Reporters, TerminalConfig, Verbosity,
-    check_results_dir,
+    CONSOLE_LOG, ManifestFile, ManifestInputs, ManifestShare, OutputFormat, ReportConfig, Reporters, TerminalConfig,
+    Verbosity, check_results_dir,
 };
 use crate::schedule::crew::{self, StartedGuest};
 use crate::schedule::{Done, Policy, Schedule};
@@ -40,6 +40,7 @@ pub struct RunRequest {
     test_timeout: Option<Duration>,
     hang_timeout: Option<Duration>,
     baseline: Baseline,
+    format: OutputFormat,
     verbosity: Verbosity,
     policy: Policy,
 }
@@ -69,14 +70,7 @@ impl RunRequest {
         }
         check_shares(&suites, &options)?;
         let policy = policy(args, &options)?;
-        let mut baseline = Baseline::default();
-        let wrong_list = |error: crate::verdict::BaselineError| UsageError(super::error_chain(&error));
-        for file in &args.exclude_file {
-            baseline.exclude_file(file).map_err(wrong_list)?;
-        }
-        for file in &args.expect_failures {
-            baseline.expect_failures_file(file).map_err(wrong_list)?;
-        }
+        let baseline = super::baseline::of_run(args, &suites, options.cache)?;
         Ok(Self {
             options,
             suites,
@@ -86,6 +80,7 @@ impl RunRequest {
             test_timeout: args.test_timeout,
             hang_timeout: args.hang_timeout,
             baseline,
+            format: args.format,
             verbosity: match (args.quiet, verbose) {
                 (true, _) => Verbosity::Quiet,
                 (false, 0) => Verbosity::Normal,
@@ -126,7 +121,8 @@ impl RunRequest {
             suites: self.suite_names(),
             host: invocation.host_name().to_owned(),
             baseline: self.baseline.clone(),
-            terminal: TerminalConfig::detect(self.verbosity),
+            format: self.format,
+            terminal: TerminalConfig::detect(self.verbosity, self.format),
             manifest,
         };
         let mut reporters = match &earlier {

@@ -74,7 +74,7 @@ impl Fixture {
 
 /// Waits a little: tests of single vCPU threads run at the same time in this process, and theirs end soon.
 fn assert_no_machine_threads() {
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + PATIENCE;
     while !machine_threads().is_empty() && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(5));
     }
@@ -115,6 +115,23 @@ fn a_guest_that_runs_into_nowhere_fails_with_its_registers() {
     let reason = fixture.run(Code::default().jump(0xd000_0000));
     let StopReason::KvmFailed { vcpu: 0, detail } = reason else { panic!("{reason:?}") };
     assert!(detail.contains("emulate") && detail.contains("rip 0xd0000000"), "{detail}");
+}
+
+#[test]
+fn a_guest_that_spins_is_looked_at_and_one_that_ended_shows_where() {
+    let Some(fixture) = Fixture::new() else { return };
+    let kernel = Code::default().spin().kernel();
+    let machine = start(&fixture.config(&kernel)).unwrap();
+    let inspector = machine.inspector();
+    let seen = inspector.look(PATIENCE);
+    assert!(seen.len() == 1 && seen[0].starts_with("vCPU 0: rip 0x"), "{seen:?}");
+    // This code has no handler for the NMI it gets; looked at again, it is as it was when it ended.
+    let reason = machine.stopped().recv_timeout(PATIENCE).unwrap();
+    assert_eq!(reason, StopReason::TripleFault { vcpu: 0 });
+    machine.stop(PATIENCE);
+    assert!(inspector.has_stopped());
+    assert_eq!(inspector.look(Duration::ZERO).len(), 1);
+    assert_no_machine_threads();
 }
 
 #[test]

@@ -102,7 +102,7 @@ impl Reporter for Artefacts {
                 return self.save_file(suite, test, kind, data);
             }
             RunEvent::TestFinished { suite, test, message, .. } => {
-                if matches!(judgement, Some(Judgement::Fail | Judgement::Error | Judgement::ExpectedFail)) {
+                if judgement.is_some_and(Judgement::is_failure) {
                     return self.save(event.guest, suite, test, message);
                 }
                 self.guests.remove(&event.guest);

@@ -25,6 +25,7 @@ use super::replay;
 use super::reporter::{FinishedRun, Reporter};
 use super::results_dir::ResultsDir;
 use super::summary::SummaryFile;
+use super::tap::{OutputFormat, Tap};
 use super::terminal::{self, Terminal, TerminalConfig};
 use crate::exit_code::ExitCode;
 use crate::session::{RunEvent, RunOutcome, TimedEvent};
@@ -47,7 +48,9 @@ pub struct ReportConfig {
     pub host: String,
     /// What results are compared with.
     pub baseline: Baseline,
-    /// What standard output is like.
+    /// What standard output is for.
+    pub format: OutputFormat,
+    /// What the terminal is like: standard output where that is for people, else standard error.
     pub terminal: TerminalConfig,
     /// For `manifest.json` and the replay command.
     pub manifest: ManifestInputs,
@@ -84,7 +87,7 @@ impl Reporters {
     /// # Errors
     /// [`ReportError`] when the folder or a first file in it cannot be made; nothing is left behind then.
     pub fn create(config: ReportConfig) -> Result<Self, ReportError> {
-        let terminal = Terminal::stdout(config.terminal);
+        let terminal = Terminal::of_person(config.terminal, config.format);
         Self::create_with(config, terminal)
     }
 
@@ -93,7 +96,7 @@ impl Reporters {
     /// # Errors
     /// [`ReportError`], also when that run is not over; its folder stays as it was then.
     pub fn resume(config: ReportConfig, earlier: &EarlierPart) -> Result<Self, ReportError> {
-        let terminal = Terminal::stdout(config.terminal);
+        let terminal = Terminal::of_person(config.terminal, config.format);
         let started = Timestamp::now();
         let dir = ResultsDir::open(earlier.dir())?;
         let path = dir.path();
@@ -145,15 +148,16 @@ impl Reporters {
             .map_err(|e| failed("the manifest", "manifest.json", e))?;
         let kernel_log =
             KernelLog::create(&path.join("kernel.log")).map_err(|e| failed("the kernel's log", "kernel.log", e))?;
-        let reporters: Vec<Box<dyn Reporter>> = vec![
+        let mut reporters: Vec<Box<dyn Reporter>> = vec![
             Box::new(events),
             Box::new(kernel_log),
             Box::new(Artefacts::new(path.join("artefacts"))),
             Box::new(Junit::new(path.to_path_buf())),
             Box::new(Html::new(path.to_path_buf())),
             Box::new(SummaryFile::new(path.to_path_buf())),
-            Box::new(terminal),
         ];
+        reporters.extend(Tap::stdout(config.format).map(|tap| Box::new(tap) as Box<dyn Reporter>));
+        reporters.push(Box::new(terminal));
         Ok((reporters, Box::new(hashing)))
     }
 
@@ -274,6 +278,9 @@ impl Reporters {
         });
         for (name, error) in failed {
             self.failed(name, &error);
+        }
+        for line in self.tally.take_notes() {
+            self.deliver(0, RunEvent::Note { line });
         }
     }
 

@@ -13,7 +13,7 @@ use super::printable::printable;
 use super::reporter::{FinishedRun, Reporter, outcome_in_words};
 use crate::exit_code::ExitCode;
 use crate::session::{RunEvent, TimedEvent};
-use crate::verdict::{Counts, Judgement, Row, Tally};
+use crate::verdict::{BaselineUse, Counts, Expected, Judgement, Row, Tally};
 
 const PAGE: &str = include_str!("html_page.html");
 /// Where in the page the results go.
@@ -88,12 +88,16 @@ impl Html {
             });
             rows.chain(cut).chain(whole)
         });
+        let baselines = run.tally.baselines(run.outcome);
+        let mut facts = facts(run);
+        facts.extend(baselines.iter().map(|used| ("Baseline", baseline_in_words(used))));
         let data = Data {
             run: run.name,
             verdict: verdict(run),
             exit_code: run.exit_code as u8,
-            facts: facts(run),
+            facts,
             tests: tests.collect(),
+            did_not_occur: baselines.iter().flat_map(did_not_occur).collect(),
             not_listed: run.tally.rows_dropped(),
             kernel_log: shown(&kernel_log),
         };
@@ -109,7 +113,9 @@ impl Html {
             judgement: row.judgement,
             duration_us: row.duration_us,
             message: shown(&row.message),
-            baseline: shown(&row.baseline),
+            expected: row.known.as_ref().map(|known| known.expect),
+            baseline: shown(&row.baseline()),
+            link: row.known.as_ref().and_then(|known| known.link.clone()),
             output: self.output(suite, &row.test),
         }
     }
@@ -122,7 +128,9 @@ impl Html {
             judgement: Judgement::Error,
             duration_us: 0,
             message: shown(message),
+            expected: None,
             baseline: String::new(),
+            link: None,
             output: self.output(suite, test),
         }
     }
@@ -154,9 +162,7 @@ impl Reporter for Html {
             RunEvent::TestFinished { suite, test, .. } => {
                 guest.running = None;
                 match judgement {
-                    Some(Judgement::Fail | Judgement::Error | Judgement::ExpectedFail) => {
-                        self.keep_output(event.guest, suite, test);
-                    }
+                    Some(judgement) if judgement.is_failure() => self.keep_output(event.guest, suite, test),
                     _ => drop(guest.printed.take()),
                 }
             }
@@ -187,6 +193,7 @@ struct Data<'a> {
     exit_code: u8,
     facts: Vec<(&'static str, String)>,
     tests: Vec<Test>,
+    did_not_occur: Vec<Missing>,
     not_listed: u64,
     kernel_log: String,
 }
@@ -198,8 +205,41 @@ struct Test {
     judgement: Judgement,
     duration_us: u64,
     message: String,
+    /// What the baseline expects.
+    expected: Option<Expected>,
     baseline: String,
+    /// `http` or `https`: baselines are checked for that.
+    link: Option<String>,
     output: String,
+}
+
+/// A test of a baseline that did not occur.
+#[derive(Serialize)]
+struct Missing {
+    suite: String,
+    test: String,
+    expected: Expected,
+    baseline: String,
+}
+
+fn did_not_occur(used: &BaselineUse) -> impl Iterator<Item = Missing> + '_ {
+    used.did_not_occur.iter().map(|missing| Missing {
+        suite: shown(
+            &missing.section.as_ref().map_or(used.suite.clone(), |section| format!("{} {section}", used.suite)),
+        ),
+        test: shown(&missing.test),
+        expected: missing.expect,
+        baseline: shown(&missing.reason),
+    })
+}
+
+fn baseline_in_words(used: &BaselineUse) -> String {
+    let what = match &used.not_applied {
+        Some(why) => format!("not applied: {why}"),
+        None if used.tests == 1 => "1 test".to_owned(),
+        None => format!("{} tests", used.tests),
+    };
+    printable(&format!("{} ({what})", used.source)).into_owned()
 }
 
 /// One sentence: what the exit code says.
@@ -211,21 +251,25 @@ fn verdict(run: &FinishedRun<'_>) -> String {
     match run.exit_code {
         ExitCode::Success => format!("Passed all {} tests", counts.ran()),
         ExitCode::NothingRan => "Nothing ran".to_owned(),
-        ExitCode::Regression if counts.bad() > 0 => format!("Failed {} of {} tests", counts.bad(), counts.ran()),
+        ExitCode::Regression if counts.bad() > 0 => format!("Failed {} of {} tests", counts.bad(), counts.due()),
         ExitCode::Regression => "A suite did not come to its end".to_owned(),
         _ => "Could not be tested".to_owned(),
     }
 }
 
 fn facts(run: &FinishedRun<'_>) -> Vec<(&'static str, String)> {
-    let Counts { pass, fail, error, skip, expected_fail, fixed, expunged } = run.tally.counts();
+    let Counts { pass, fail, error, skip, not_run, expected_fail, fixed, flaky, flaky_beyond_rate, expunged } =
+        run.tally.counts();
     let counted = [
         (pass, "passed"),
         (fail, "failed"),
         (error, "errors"),
         (skip, "skipped"),
+        (not_run, "not run though they should"),
+        (flaky_beyond_rate, "failed beyond their rate"),
+        (flaky, "flaky within their rate"),
         (expected_fail, "failed as expected"),
-        (fixed, "passed though expected to fail"),
+        (fixed, "fixed"),
         (expunged, "expunged"),
     ];
     let counts: Vec<_> = counted.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
@@ -296,8 +340,11 @@ impl Tail {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::test_events::{GARBAGE, finished_run, hostile_run};
-    use crate::session::RunOutcome;
+    use wire::TestStatus;
+
+    use crate::report::test_events::{GARBAGE, finished_run, hostile_run, result};
+    use crate::session::{RunOutcome, SuiteEnd};
+    use crate::verdict::{Baseline, BaselineFile, Situation};
 
     /// The page's data after the run that `test_events` tells.
     fn data_of(page: &str) -> serde_json::Value {
@@ -337,6 +384,34 @@ mod tests {
         let data = page.split_once(r#"id="data">"#).unwrap().1.split_once("</script>").unwrap().0;
         assert!(!data.contains('<') && !data.contains('\u{202e}') && !data.contains('\x1b'));
         assert_eq!(page.matches("<script").count(), PAGE.matches("<script").count());
+    }
+
+    #[test]
+    fn the_page_says_what_the_baseline_expects_and_which_of_its_tests_did_not_occur() {
+        let text = "suite = 's'\n[[test]]\nname = 'a'\nexpect = 'flaky'\nfailed = 1\nruns = 9\nreason = '</script>'\n\
+                    link = 'https://example.org/1'\n[[test]]\nname = 'gone\u{202e}'\nexpect = 'fail'\n";
+        let suites = ["s".to_owned()];
+        let mut baseline = Baseline::default();
+        let situation = Situation { suites: &suites, cache: "auto" };
+        baseline.add_file("my.toml".into(), BaselineFile::parse("f", text).unwrap(), situation);
+        baseline.add_file("other.toml".into(), BaselineFile::parse("f", "suite = 't'").unwrap(), situation);
+        let mut tally = Tally::new(baseline);
+        tally.on_event(&result("a", TestStatus::Fail, "EIO"));
+        let end = Some(SuiteEnd::Exited(1));
+        tally.on_event(&RunEvent::SuiteFinished { suite: "s".into(), end, duration_ms: 1 });
+        let dir = tempfile::tempdir().unwrap();
+        let outcome = RunOutcome::Completed;
+        Html::new(dir.path().to_owned()).finish(&finished_run(&tally, &outcome, ExitCode::Success)).unwrap();
+        let page = std::fs::read_to_string(dir.path().join("report.html")).unwrap();
+        assert_eq!(page.matches("<script").count(), PAGE.matches("<script").count());
+        let data = data_of(&page);
+        let test = &data["tests"][0];
+        assert_eq!((test["judgement"].as_str(), test["expected"].as_str()), (Some("flaky"), Some("flaky")));
+        assert_eq!(test["baseline"], "failed 1 of 9 runs: </script>");
+        assert_eq!(test["link"], "https://example.org/1");
+        assert_eq!(data["did_not_occur"][0]["test"], "gone\\u{202e}");
+        let facts = data["facts"].to_string();
+        assert!(facts.contains("my.toml (2 tests)") && facts.contains("other.toml (not applied: "), "{facts}");
     }
 
     #[test]

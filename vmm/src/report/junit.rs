@@ -88,16 +88,20 @@ fn row_case(suite: &str, row: &Row) -> TestCase {
     };
     let status = match row.judgement {
         Judgement::Pass | Judgement::Fixed => TestCaseStatus::success(),
-        Judgement::Fail => non_success(NonSuccessKind::Failure, &row.message),
+        Judgement::Fail | Judgement::FlakyBeyondRate => non_success(NonSuccessKind::Failure, &row.message),
+        Judgement::NotRun => {
+            non_success(NonSuccessKind::Failure, &format!("skipped, though it should run: {}", row.message))
+        }
         Judgement::Error => error_status(&row.message),
         Judgement::Skip => {
             let mut status = TestCaseStatus::skipped();
             status.set_message(printable(&row.message));
             status
         }
-        // JUnit has no word for these two; as failures they would turn a good run red.
-        Judgement::ExpectedFail => skipped("failed as expected", &row.baseline),
-        Judgement::Expunged => skipped("expunged", &row.baseline),
+        // JUnit has no word for these; as failures they would turn a good run red.
+        Judgement::ExpectedFail => skipped("failed as expected", &row.baseline()),
+        Judgement::Flaky => skipped("failed as it does now and then", &row.baseline()),
+        Judgement::Expunged => skipped("expunged", &row.baseline()),
     };
     let mut case = test_case(suite, &row.test, status);
     if row.duration_us > 0 {

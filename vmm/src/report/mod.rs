@@ -1,4 +1,4 @@
-//! Fans each run event out as it happens: terminal, JSON lines, JUnit, results folder. Never sees the machine.
+//! Fans each run event out as it happens: terminal or TAP, JSON lines, JUnit, results folder. Never sees the machine.
 //!
 //! [`Reporters`] is the only way in. It stamps an event, lets the verdict judge it and hands it to every reporter; what the
 //! run came to is written when it ends, however it ends. A reporter that fails is reported once and left out from then on.
@@ -21,6 +21,7 @@ mod reporter;
 mod results_dir;
 mod saved_run;
 mod summary;
+mod tap;
 mod terminal;
 #[cfg(test)]
 mod test_events;
@@ -34,4 +35,5 @@ pub(crate) use printable::printable;
 pub(crate) use reporter::outcome_in_words;
 pub use results_dir::check as check_results_dir;
 pub use saved_run::SavedRun;
+pub use tap::OutputFormat;
 pub use terminal::{TerminalConfig, Verbosity};

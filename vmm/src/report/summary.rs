@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::atomic_file::write_atomically;
 use super::reporter::{FinishedRun, Reporter};
 use crate::session::{RunOutcome, TimedEvent};
-use crate::verdict::{Counts, Judgement, SuiteTally, Tally};
+use crate::verdict::{BaselineUse, Counts, Judgement, SuiteTally, Tally};
 
 /// Written when the run ends, however it ends.
 pub(super) struct SummaryFile {
@@ -36,6 +36,8 @@ struct Summary<'a> {
     console_log: &'a str,
     failed_reporters: &'a [String],
     results_not_listed: u64,
+    /// What the results were compared with.
+    baselines: Vec<BaselineUse>,
     suites: &'a [SuiteTally],
     /// With `--stats`: requests of each share by operation, exits of each vCPU.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -65,6 +67,7 @@ impl Reporter for SummaryFile {
             console_log: super::fan_out::CONSOLE_LOG,
             failed_reporters: run.failed_reporters,
             results_not_listed: run.tally.rows_dropped(),
+            baselines: run.tally.baselines(run.outcome),
             suites: run.tally.suites(),
             statistics: run.statistics,
         };

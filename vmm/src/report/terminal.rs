@@ -1,4 +1,4 @@
-//! What a person sees: on a terminal a progress bar with failures above it, in a pipe one line per result as it comes.
+//! What a person sees, on standard output or, where that is for programs, on standard error: on a terminal a progress bar with failures above it, in a pipe one line per result as it comes.
 
 use std::env;
 use std::ffi::OsStr;
@@ -11,9 +11,10 @@ use wire::TestStatus;
 
 use super::printable::printable;
 use super::reporter::{FinishedRun, Reporter, outcome_in_words};
+use super::tap::OutputFormat;
 use crate::exit_code::ExitCode;
 use crate::session::{RunEvent, SuiteEnd, TimedEvent};
-use crate::verdict::{Counts, Judgement, Tally};
+use crate::verdict::{BaselineUse, Counts, Judgement, Tally};
 
 /// What this reporter is called.
 pub(super) const NAME: &str = "standard output";
@@ -48,11 +49,21 @@ pub struct TerminalConfig {
 }
 
 impl TerminalConfig {
-    /// Looks at standard output, `TERM`, `NO_COLOR` (<https://no-color.org>) and `CLICOLOR_FORCE`
+    /// Looks at where a person's text goes with `format`, `TERM`, `NO_COLOR` (<https://no-color.org>) and `CLICOLOR_FORCE`
     /// (<https://bixense.com/clicolors>).
     #[must_use]
-    pub fn detect(verbosity: Verbosity) -> Self {
-        Self::from(io::stdout().is_terminal(), verbosity, |name| env::var_os(name))
+    pub fn detect(verbosity: Verbosity, format: OutputFormat) -> Self {
+        let is_terminal = match format {
+            OutputFormat::Text => io::stdout().is_terminal(),
+            // Both on one terminal: the bar would be drawn over the other's lines.
+            OutputFormat::Tap | OutputFormat::Ktap => io::stderr().is_terminal() && !io::stdout().is_terminal(),
+        };
+        // Without a bar every result would be told twice: beside the other format, failures and the summary will do.
+        let verbosity = match (format, verbosity) {
+            (OutputFormat::Tap | OutputFormat::Ktap, Verbosity::Normal) if !is_terminal => Verbosity::Quiet,
+            (_, verbosity) => verbosity,
+        };
+        Self::from(is_terminal, verbosity, |name| env::var_os(name))
     }
 
     fn from<S: AsRef<OsStr>>(is_terminal: bool, verbosity: Verbosity, variable: impl Fn(&str) -> Option<S>) -> Self {
@@ -96,10 +107,16 @@ impl Colours {
 }
 
 impl Terminal {
-    /// On standard output.
-    pub(super) fn stdout(config: TerminalConfig) -> Self {
-        let target = config.bar.then(ProgressDrawTarget::stdout);
-        Self::new(config, target, Box::new(io::stdout()))
+    /// On standard output, or on standard error where `format` has that for programs.
+    pub(super) fn of_person(config: TerminalConfig, format: OutputFormat) -> Self {
+        match format {
+            OutputFormat::Text => {
+                Self::new(config, config.bar.then(ProgressDrawTarget::stdout), Box::new(io::stdout()))
+            }
+            OutputFormat::Tap | OutputFormat::Ktap => {
+                Self::new(config, config.bar.then(ProgressDrawTarget::stderr), Box::new(io::stderr()))
+            }
+        }
     }
 
     /// On anything else, without a bar.
@@ -142,10 +159,10 @@ impl Terminal {
 
     fn show_progress(&self, counts: Counts, what: &str) {
         if let Some(bar) = &self.bar {
-            let Counts { pass, skip, fixed, expected_fail, .. } = counts;
+            let Counts { pass, skip, fixed, expected_fail, flaky, .. } = counts;
             let mut text = format!("{} passed, {} failed, {skip} skipped", pass + fixed, counts.bad());
-            if expected_fail > 0 {
-                text.push_str(&format!(", {expected_fail} failed as expected"));
+            if expected_fail + flaky > 0 {
+                text.push_str(&format!(", {} failed as expected", expected_fail + flaky));
             }
             if !what.is_empty() {
                 text.push_str("  ");
@@ -157,7 +174,7 @@ impl Terminal {
 
     fn on_result(&mut self, event: &RunEvent, judgement: Judgement) -> io::Result<()> {
         let RunEvent::TestFinished { suite, test, status, duration_us, message } = event else { return Ok(()) };
-        let bad = matches!(judgement, Judgement::Fail | Judgement::Error);
+        let bad = judgement.is_bad();
         let every = match self.verbosity {
             Verbosity::Quiet => false,
             Verbosity::Normal => self.bar.is_none(),
@@ -173,6 +190,9 @@ impl Terminal {
             Judgement::Fail => ("FAIL", &self.colours.bad),
             Judgement::Error => ("ERROR", &self.colours.bad),
             Judgement::Skip => ("SKIP", &self.colours.other),
+            Judgement::NotRun => ("NOT RUN", &self.colours.bad),
+            Judgement::Flaky => ("FLAKY", &self.colours.other),
+            Judgement::FlakyBeyondRate => ("FLAKIER", &self.colours.bad),
             Judgement::ExpectedFail => ("XFAIL", &self.colours.other),
             Judgement::Expunged => ("EXPUNGED", &self.colours.other),
         };
@@ -182,7 +202,7 @@ impl Terminal {
             us => format!("[{:>8.3}s]", Duration::from_micros(us).as_secs_f64()),
         };
         let skipped_why = match status {
-            TestStatus::Skip if !message.is_empty() => format!("  ({})", shown(message)),
+            TestStatus::Skip if !bad && !message.is_empty() => format!("  ({})", shown(message)),
             _ => String::new(),
         };
         self.line(&format!("{word} {time} {} {}{skipped_why}", shown(suite), shown(test)))?;
@@ -331,13 +351,18 @@ impl Reporter for Terminal {
         lines.push(format!("Ran: {} tests in {:.1} s: {}", counts.ran(), run.duration.as_secs_f64(), in_words(counts)));
         for (title, wanted) in [
             ("Fixed", &[Judgement::Fixed][..]),
+            ("Still failing", &[Judgement::ExpectedFail]),
+            ("Flaky, within the rate", &[Judgement::Flaky]),
             ("Expunged", &[Judgement::Expunged]),
-            ("Failures", &[Judgement::Fail, Judgement::Error]),
+            ("Not run, though they should", &[Judgement::NotRun]),
+            ("Flaky, beyond the rate", &[Judgement::FlakyBeyondRate]),
+            ("Failures", &[Judgement::Fail, Judgement::Error, Judgement::FlakyBeyondRate]),
         ] {
             if let Some(names) = listed(run.tally, wanted) {
                 lines.push(format!("{title}: {names}"));
             }
         }
+        lines.extend(run.tally.baselines(run.outcome).iter().filter_map(did_not_occur));
         match (counts.bad(), run.exit_code) {
             (0, ExitCode::Success) => {
                 let text = format!("Passed all {} tests", counts.ran());
@@ -346,7 +371,7 @@ impl Reporter for Terminal {
             (0, ExitCode::NothingRan) => lines.push(bad("Nothing ran")),
             // Neither good nor bad can be said of the whole.
             (0, _) => {}
-            (failed, _) => lines.push(bad(&format!("Failed {failed} of {} tests", counts.ran()))),
+            (failed, _) => lines.push(bad(&format!("Failed {failed} of {} tests", counts.due()))),
         }
         for failed in run.failed_reporters {
             lines.push(bad(&shown(failed)));
@@ -370,15 +395,28 @@ fn listed(tally: &Tally, wanted: &[Judgement]) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
+/// The tests of a baseline that did not occur, if there are any.
+fn did_not_occur(baseline: &BaselineUse) -> Option<String> {
+    let missing = &baseline.did_not_occur;
+    let names: Vec<_> = missing.iter().take(LISTED).map(|missing| shown(&missing.test)).collect();
+    let more = missing.len().saturating_sub(LISTED);
+    let more = if more > 0 { format!(" [and {more} more, see results.json]") } else { String::new() };
+    let source = shown(&baseline.source);
+    (!names.is_empty()).then(|| format!("In the baseline ({source}), but not in this run: {}{more}", names.join(" ")))
+}
+
 /// `350 passed, 1 failed, 48 skipped`: only what there is, but always the passed.
 fn in_words(counts: Counts) -> String {
-    let Counts { pass, fail, error, skip, expected_fail, fixed, expunged } = counts;
+    let Counts { pass, fail, error, skip, not_run, expected_fail, fixed, flaky, flaky_beyond_rate, expunged } = counts;
     let mut text = format!("{pass} passed");
     for (count, what) in [
         (fixed, "fixed"),
         (fail, "failed"),
         (error, "broken off"),
+        (flaky_beyond_rate, "failed beyond their rate"),
+        (not_run, "not run though they should"),
         (expected_fail, "failed as expected"),
+        (flaky, "flaky within their rate"),
         (skip, "skipped"),
         (expunged, "expunged"),
     ] {

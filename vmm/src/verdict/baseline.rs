@@ -1,83 +1,96 @@
-//! Exclude and expectation files: which tests do not count, and which are known to fail.
+//! What a run is compared with: lists of tests and baselines, those that are for it.
 //!
-//! One test per line; everything after `#` is a comment, blank lines are nothing, as xfstests' `-E` reads such files. In an
-//! expectation file a comment that begins with `F:1/N` says that the test fails about once in N runs: then neither its
-//! failure nor its success is news.
+//! What a user's list says of a test goes before what a baseline says, a later baseline before an earlier one, and the user's
+//! before the one that is built in.
 
 use std::collections::HashMap;
-use std::fs;
-use std::io;
-use std::num::NonZeroU32;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-use wire::TestStatus;
+use serde::Serialize;
 
-/// One line of a baseline file.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Expectation {
-    /// The comment after the test's name without its `F:1/N`; may be empty.
-    pub reason: String,
-    /// N of `F:1/N`: fails about once in N runs. `None`: always.
-    pub one_in: Option<NonZeroU32>,
-}
+use super::baseline_file::{BaselineFile, BaselineRow};
+use super::judgement::{Expectation, Expected};
+use super::test_list::{BaselineError, ListedTest, read_list};
 
-/// What a result means once it is compared with what was expected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Judgement {
-    /// Passed, as it should.
-    Pass,
-    /// Failed and should not have.
-    Fail,
-    /// Could not be judged, and that was not expected.
-    Error,
-    /// The suite decided not to run it.
-    Skip,
-    /// Failed, as the baseline says that it does.
-    ExpectedFail,
-    /// Passed although the baseline says that it always fails.
-    Fixed,
-    /// Excluded by the user; whatever it did does not count.
-    Expunged,
-}
-
-/// Why a baseline file could not be used.
-#[derive(Debug, thiserror::Error)]
-pub enum BaselineError {
-    /// The file cannot be read.
-    #[error("failed to read the test list {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// A line is not of the form `test  # comment`.
-    #[error("{}, line {line}: {what}", path.display())]
-    Syntax {
-        /// The file.
-        path: PathBuf,
-        /// Counted from 1.
-        line: usize,
-        /// What is wrong with it and what would be right.
-        what: String,
-    },
-}
-
-/// What a run is compared with. The default expects every test to pass.
+/// What a run is compared with. The default expects every test to pass or to be skipped.
 #[derive(Clone, Debug, Default)]
 pub struct Baseline {
-    excluded: HashMap<String, Expectation>,
-    expected: HashMap<String, Expectation>,
+    excluded: HashMap<String, Arc<Expectation>>,
+    expected: HashMap<String, Arc<Expectation>>,
+    /// In the order in which they are asked.
+    files: Vec<Loaded>,
+    /// Whether the suites run only some of their tests, so that nobody need wonder where the others are.
+    partial: bool,
+}
+
+/// What is compared with: suites, and the cache mode they run with.
+#[derive(Clone, Copy, Debug)]
+pub struct Situation<'a> {
+    /// The suites, as they are called on the command line.
+    pub suites: &'a [String],
+    /// `--cache`.
+    pub cache: &'a str,
+}
+
+#[derive(Clone, Debug)]
+struct Loaded {
+    source: String,
+    file: BaselineFile,
+    /// Each row's expectation, shared with the results that it was used for.
+    known: Vec<Arc<Expectation>>,
+    /// Rows by the test's name.
+    by_name: HashMap<String, Vec<usize>>,
+    occurred: Vec<bool>,
+    /// Why it does not count here.
+    unfit: Option<String>,
+    /// Whether the user asked for it.
+    asked_for: bool,
+}
+
+/// What became of one baseline in a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct BaselineUse {
+    /// The file, or `built in: SUITE`.
+    pub source: String,
+    /// The suite it is for.
+    pub suite: String,
+    /// The kernels it is for, if not all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
+    /// The cache modes it is for, if not all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cache: Vec<String>,
+    /// Its rows.
+    pub tests: usize,
+    /// Why it was not applied; `None` when it was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_applied: Option<String>,
+    /// Rows whose tests did not occur, though their suites came to their ends.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub did_not_occur: Vec<MissingTest>,
+}
+
+/// A test of a baseline that did not occur.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MissingTest {
+    /// The test.
+    pub test: String,
+    /// Its section, if the baseline names one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub section: Option<String>,
+    /// What was expected of it.
+    pub expect: Expected,
+    /// Why; may be empty.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub reason: String,
 }
 
 impl Baseline {
-    /// Whether nothing is excluded or expected to fail.
+    /// Whether nothing is said of any test.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.excluded.is_empty() && self.expected.is_empty()
+        self.excluded.is_empty() && self.expected.is_empty() && self.files.is_empty()
     }
 
     /// Adds the tests of an exclude file.
@@ -85,166 +98,248 @@ impl Baseline {
     /// # Errors
     /// See [`BaselineError`].
     pub fn exclude_file(&mut self, path: &Path) -> Result<(), BaselineError> {
-        read_list(path, &mut self.excluded)
+        for ListedTest { name, comment, .. } in read_list(path)? {
+            let known = Expectation { expect: Expected::Expunge, seen: None, reason: comment, link: None };
+            self.excluded.insert(name, Arc::new(known));
+        }
+        Ok(())
     }
 
-    /// Adds the tests of a file of expected failures.
+    /// Adds the tests of a file of expected failures. Failing is all that it tells of a test, in one way or another.
     ///
     /// # Errors
     /// See [`BaselineError`].
     pub fn expect_failures_file(&mut self, path: &Path) -> Result<(), BaselineError> {
-        read_list(path, &mut self.expected)
+        for ListedTest { name, rate, comment } in read_list(path)? {
+            // Once in one run is always.
+            let flaky = rate.is_some_and(|rate| rate.failed < rate.runs);
+            let expect = if flaky { Expected::Flaky } else { Expected::Error };
+            let known = Expectation { expect, seen: rate, reason: comment, link: None };
+            self.expected.insert(name, Arc::new(known));
+        }
+        Ok(())
     }
 
-    /// What `status` means for `test`, and the line of the baseline that made the difference.
+    /// Adds a baseline that the user asked for; it goes before those that are there.
+    pub fn add_file(&mut self, source: String, file: BaselineFile, situation: Situation<'_>) {
+        self.files.insert(0, Loaded::new(source, file, situation, true));
+    }
+
+    /// Adds one that is built in, behind those that are there.
+    pub fn add_built_in(&mut self, file: BaselineFile, situation: Situation<'_>) {
+        self.files.push(Loaded::new(format!("built in: {}", file.suite), file, situation, false));
+    }
+
+    /// Says that the suites run only some of their tests.
+    pub fn expect_only_some(&mut self) {
+        self.partial = true;
+    }
+
+    /// Takes in which kernel the guest runs. Gives a line for each baseline that the user asked for and that is not for
+    /// this run.
+    pub fn on_kernel(&mut self, release: &str) -> Vec<String> {
+        let mut lines = Vec::new();
+        for loaded in &mut self.files {
+            let other = loaded.file.kernel.as_ref().filter(|range| !range.contains(release));
+            if let (None, Some(range)) = (&loaded.unfit, other) {
+                loaded.unfit = Some(format!("it is for kernels {range}, the guest's is {release}"));
+            }
+            if let (true, Some(why)) = (loaded.asked_for, &loaded.unfit) {
+                lines.push(format!("baseline {} is not applied: {why}", loaded.source));
+            }
+        }
+        lines
+    }
+
+    /// What is known of a test in a suite as it is called in results: with its section behind its name.
+    pub fn find(&mut self, suite: &str, test: &str) -> Option<Arc<Expectation>> {
+        let mut found = self.excluded.get(test).or_else(|| self.expected.get(test)).cloned();
+        let (suite, section) = split_section(suite);
+        for loaded in self.files.iter_mut().filter(|loaded| loaded.unfit.is_none() && loaded.file.suite == suite) {
+            // Every baseline is asked, so that each knows which of its tests occurred.
+            let known = loaded.find(section, test);
+            found = found.or(known);
+        }
+        found
+    }
+
+    /// What became of each baseline. `ended` says whether a suite, or its section, came to its end; `None` for one that did
+    /// not run.
     #[must_use]
-    pub fn judge(&self, test: &str, status: TestStatus) -> (Judgement, Option<&Expectation>) {
-        if let Some(line) = self.excluded.get(test) {
-            return (Judgement::Expunged, Some(line));
-        }
-        let expected = self.expected.get(test);
-        match (status, expected) {
-            (TestStatus::Skip, _) => (Judgement::Skip, None),
-            (TestStatus::Fail | TestStatus::Error, Some(line)) => (Judgement::ExpectedFail, Some(line)),
-            (TestStatus::Fail, None) => (Judgement::Fail, None),
-            (TestStatus::Error, None) => (Judgement::Error, None),
-            (TestStatus::Pass, Some(line)) if line.one_in.is_none() => (Judgement::Fixed, Some(line)),
-            (TestStatus::Pass, _) => (Judgement::Pass, None),
-        }
+    pub fn uses(&self, run_completed: bool, ended: impl Fn(&str, Option<&str>) -> bool) -> Vec<BaselineUse> {
+        let whole = run_completed && !self.partial;
+        self.files.iter().map(|loaded| loaded.used(whole, &ended)).collect()
     }
 }
 
-fn read_list(path: &Path, into: &mut HashMap<String, Expectation>) -> Result<(), BaselineError> {
-    let text = fs::read_to_string(path).map_err(|source| BaselineError::Read { path: path.to_path_buf(), source })?;
-    for (index, line) in text.lines().enumerate() {
-        let syntax = |what: String| BaselineError::Syntax { path: path.to_path_buf(), line: index + 1, what };
-        if let Some((test, expectation)) = parse_line(line).map_err(syntax)? {
-            into.insert(test.to_owned(), expectation);
-        }
-    }
-    Ok(())
+/// A suite's name in results: its own, and the section that ran.
+#[must_use]
+pub(super) fn split_section(suite: &str) -> (&str, Option<&str>) {
+    suite.split_once(' ').map_or((suite, None), |(suite, section)| (suite, Some(section)))
 }
 
-/// The test and what is said of it; `None` for a line that names no test.
-fn parse_line(line: &str) -> Result<Option<(&str, Expectation)>, String> {
-    let (names, comment) = line.split_once('#').unwrap_or((line, ""));
-    let mut words = names.split_whitespace();
-    let Some(test) = words.next() else { return Ok(None) };
-    if let Some(extra) = words.next() {
-        return Err(format!("{extra:?} after the test {test:?}: put one test on a line, and the reason behind a #"));
+impl Loaded {
+    fn new(source: String, file: BaselineFile, situation: Situation<'_>, asked_for: bool) -> Self {
+        let unfit = if !situation.suites.contains(&file.suite) {
+            Some(format!("it is for the suite {}, which does not run", file.suite))
+        } else if !file.cache.is_empty() && !file.cache.iter().any(|mode| mode == situation.cache) {
+            Some(format!("it is for --cache {}, this run has {}", file.cache.join(" or "), situation.cache))
+        } else {
+            None
+        };
+        let known = file.tests.iter().map(|row| Arc::new(row.known.clone())).collect();
+        let mut by_name: HashMap<String, Vec<usize>> = HashMap::new();
+        for (index, row) in file.tests.iter().enumerate() {
+            by_name.entry(row.name.clone()).or_default().push(index);
+        }
+        Self { source, known, by_name, occurred: vec![false; file.tests.len()], file, unfit, asked_for }
     }
-    let comment = comment.trim();
-    let Some(rest) = comment.strip_prefix("F:") else {
-        return Ok(Some((test, Expectation { reason: comment.to_owned(), one_in: None })));
-    };
-    let (rate, reason) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
-    let one_in = rate
-        .strip_prefix("1/")
-        .and_then(|n| n.parse::<NonZeroU32>().ok())
-        .ok_or_else(|| format!("\"F:{rate}\" is no rate of failure: write F:1/N with N from 1"))?;
-    // Once in one run is always.
-    let one_in = Some(one_in).filter(|n| n.get() > 1);
-    Ok(Some((test, Expectation { reason: reason.trim().to_owned(), one_in })))
+
+    /// A row for just this section goes before one for all.
+    fn find(&mut self, section: Option<&str>, test: &str) -> Option<Arc<Expectation>> {
+        let rows = self.by_name.get(test)?;
+        let with = |wanted: Option<&str>| {
+            rows.iter().copied().find(|&index| self.file.tests[index].section.as_deref() == wanted)
+        };
+        let index = section.and_then(|section| with(Some(section))).or_else(|| with(None))?;
+        self.occurred[index] = true;
+        Some(Arc::clone(&self.known[index]))
+    }
+
+    fn used(&self, whole: bool, ended: &impl Fn(&str, Option<&str>) -> bool) -> BaselineUse {
+        let missing = |row: &BaselineRow| MissingTest {
+            test: row.name.clone(),
+            section: row.section.clone(),
+            expect: row.known.expect,
+            reason: row.known.reason.clone(),
+        };
+        let rows = self.file.tests.iter().zip(&self.occurred).filter(|(row, occurred)| {
+            !*occurred && whole && self.unfit.is_none() && ended(&self.file.suite, row.section.as_deref())
+        });
+        BaselineUse {
+            source: self.source.clone(),
+            suite: self.file.suite.clone(),
+            kernel: self.file.kernel.as_ref().map(ToString::to_string),
+            cache: self.file.cache.clone(),
+            tests: self.file.tests.len(),
+            not_applied: self.unfit.clone(),
+            did_not_occur: rows.map(|(row, _)| missing(row)).collect(),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
-    fn list(text: &str) -> (tempfile::TempDir, PathBuf) {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("list");
-        fs::write(&path, text).unwrap();
-        (dir, path)
+    fn situation(suites: &[String]) -> Situation<'_> {
+        Situation { suites, cache: "auto" }
     }
 
-    fn expecting(text: &str) -> Baseline {
-        let (_dir, path) = list(text);
+    fn with(texts: &[&str]) -> Baseline {
+        let suites = ["s".to_owned()];
         let mut baseline = Baseline::default();
-        baseline.expect_failures_file(&path).unwrap();
+        for (number, text) in texts.iter().enumerate() {
+            let file = BaselineFile::parse("f", text).unwrap();
+            baseline.add_file(format!("{number}.toml"), file, situation(&suites));
+        }
         baseline
     }
 
+    fn expected(baseline: &mut Baseline, suite: &str, test: &str) -> Option<Expected> {
+        baseline.find(suite, test).map(|known| known.expect)
+    }
+
+    const FAILS: &str = "suite = 's'\n[[test]]\nname = 'a'\nexpect = 'fail'\n";
+
     #[test]
-    fn comments_and_blank_lines_name_no_test() {
-        let baseline = expecting("# a title\n\n   \t\n  # indented\n");
-        assert!(baseline.is_empty());
+    fn a_baseline_is_for_the_suite_and_every_section_of_it() {
+        let mut baseline = with(&[FAILS]);
+        assert_eq!(expected(&mut baseline, "s", "a"), Some(Expected::Fail));
+        assert_eq!(expected(&mut baseline, "s --ov --meta", "a"), Some(Expected::Fail));
+        assert_eq!(expected(&mut baseline, "s2", "a"), None);
+        assert_eq!(expected(&mut baseline, "s", "b"), None);
     }
 
     #[test]
-    fn a_line_gives_test_rate_and_reason() {
-        let (test, line) = parse_line("generic/476  # F:1/18 slow disk").unwrap().unwrap();
-        assert_eq!(test, "generic/476");
-        assert_eq!(line.one_in.map(NonZeroU32::get), Some(18));
-        assert_eq!(line.reason, "slow disk");
+    fn what_is_said_of_a_section_goes_before_what_is_said_of_all() {
+        let text = format!("{FAILS}[[test]]\nname = 'a'\nsection = '--ov --meta'\nexpect = 'skip'\n");
+        let mut baseline = with(&[&text]);
+        assert_eq!(expected(&mut baseline, "s --ov --meta", "a"), Some(Expected::Skip));
+        assert_eq!(expected(&mut baseline, "s --ov", "a"), Some(Expected::Fail));
+        assert_eq!(expected(&mut baseline, "s", "a"), Some(Expected::Fail));
     }
 
     #[test]
-    fn a_rate_of_one_in_one_means_always() {
-        let (_, line) = parse_line("a # F:1/1").unwrap().unwrap();
-        assert_eq!(line.one_in, None);
+    fn the_last_baseline_wins_and_lists_win_over_all() {
+        let mut baseline = with(&[FAILS, &FAILS.replace("fail", "skip")]);
+        let suites = ["s".to_owned()];
+        baseline.add_built_in(BaselineFile::parse("f", &FAILS.replace("fail", "error")).unwrap(), situation(&suites));
+        assert_eq!(expected(&mut baseline, "s", "a"), Some(Expected::Skip));
+        let dir = tempfile::tempdir().unwrap();
+        let list = dir.path().join("list");
+        fs::write(&list, "a # F:1/18 slow\nb # F:1/1\nc # always\n").unwrap();
+        baseline.expect_failures_file(&list).unwrap();
+        assert_eq!(expected(&mut baseline, "s", "a"), Some(Expected::Flaky));
+        // Once in one run is always.
+        assert_eq!(expected(&mut baseline, "s", "b"), Some(Expected::Error));
+        assert_eq!(expected(&mut baseline, "s", "c"), Some(Expected::Error));
+        baseline.exclude_file(&list).unwrap();
+        assert_eq!(expected(&mut baseline, "s", "a"), Some(Expected::Expunge));
+        assert_eq!(baseline.find("s", "c").unwrap().reason, "always");
     }
 
     #[test]
-    fn a_bad_line_is_reported_with_file_and_number() {
-        for (text, needle) in [
-            ("a\nb c\n", "line 2: \"c\" after the test \"b\""),
-            ("\n\na # F:2/3\n", "line 3: \"F:2/3\" is no rate"),
-            ("a # F:1/0 never\n", "line 1: \"F:1/0\" is no rate"),
-            ("a # F:1/x\n", "line 1: \"F:1/x\" is no rate"),
-        ] {
-            let (_dir, path) = list(text);
-            let error = Baseline::default().expect_failures_file(&path).unwrap_err().to_string();
-            assert!(error.contains(needle), "{error}");
-            assert!(error.starts_with(path.to_str().unwrap()), "{error}");
-        }
+    fn a_baseline_for_another_suite_cache_or_kernel_is_not_applied_and_says_why() {
+        let mut baseline = with(&[
+            "suite = 't'\n",
+            "suite = 's'\ncache = ['never', 'always']\n[[test]]\nname = 'a'\nexpect = 'fail'\n",
+            "suite = 's'\nkernel = '<6.12'\n[[test]]\nname = 'a'\nexpect = 'fail'\n",
+        ]);
+        let lines = baseline.on_kernel("6.12.117+deb13");
+        assert_eq!(
+            lines,
+            [
+                "baseline 2.toml is not applied: it is for kernels <6.12, the guest's is 6.12.117+deb13",
+                "baseline 1.toml is not applied: it is for --cache never or always, this run has auto",
+                "baseline 0.toml is not applied: it is for the suite t, which does not run",
+            ]
+        );
+        assert_eq!(expected(&mut baseline, "s", "a"), None);
+        let uses = baseline.uses(true, |_, _| true);
+        assert!(uses.iter().all(|used| used.not_applied.is_some() && used.did_not_occur.is_empty()), "{uses:?}");
     }
 
     #[test]
-    fn a_file_that_is_not_there_is_named() {
-        let error = Baseline::default().exclude_file(Path::new("/nonexistent/list")).unwrap_err();
-        assert!(error.to_string().contains("/nonexistent/list"));
-    }
-
-    #[test]
-    fn without_a_baseline_a_status_means_itself() {
-        let baseline = Baseline::default();
-        for (status, judgement) in [
-            (TestStatus::Pass, Judgement::Pass),
-            (TestStatus::Fail, Judgement::Fail),
-            (TestStatus::Skip, Judgement::Skip),
-            (TestStatus::Error, Judgement::Error),
-        ] {
-            assert_eq!(baseline.judge("x", status).0, judgement);
-        }
-    }
-
-    #[test]
-    fn an_expected_failure_is_expected_and_its_success_is_a_fix() {
-        let baseline = expecting("x # known\n");
-        assert_eq!(baseline.judge("x", TestStatus::Fail).0, Judgement::ExpectedFail);
-        assert_eq!(baseline.judge("x", TestStatus::Error).0, Judgement::ExpectedFail);
-        assert_eq!(baseline.judge("x", TestStatus::Pass).0, Judgement::Fixed);
-        assert_eq!(baseline.judge("x", TestStatus::Skip).0, Judgement::Skip);
-        assert_eq!(baseline.judge("y", TestStatus::Fail).0, Judgement::Fail);
-    }
-
-    #[test]
-    fn a_test_that_fails_now_and_then_is_not_fixed_by_passing_once() {
-        let baseline = expecting("x # F:1/18\n");
-        assert_eq!(baseline.judge("x", TestStatus::Pass).0, Judgement::Pass);
-        assert_eq!(baseline.judge("x", TestStatus::Fail).0, Judgement::ExpectedFail);
-    }
-
-    #[test]
-    fn an_excluded_test_is_expunged_whatever_it_did() {
-        let (_dir, path) = list("x # breaks the machine\n");
+    fn nobody_is_told_of_a_built_in_baseline_that_is_not_applied() {
+        let suites = ["s".to_owned()];
         let mut baseline = Baseline::default();
-        baseline.exclude_file(&path).unwrap();
-        for status in [TestStatus::Pass, TestStatus::Fail, TestStatus::Skip, TestStatus::Error] {
-            let (judgement, line) = baseline.judge("x", status);
-            assert_eq!(judgement, Judgement::Expunged);
-            assert_eq!(line.unwrap().reason, "breaks the machine");
-        }
+        let text = FAILS.replace("[[", "kernel = '<6'\n[[");
+        baseline.add_built_in(BaselineFile::parse("f", &text).unwrap(), situation(&suites));
+        assert!(baseline.on_kernel("6.12.1").is_empty());
+        assert_eq!(expected(&mut baseline, "s", "a"), None);
+    }
+
+    #[test]
+    fn tests_that_did_not_occur_are_told_of_complete_runs_only() {
+        let text = format!("{FAILS}[[test]]\nname = 'b'\nexpect = 'flaky'\nfailed = 1\nruns = 2\nreason = 'why'\n");
+        let mut baseline = with(&[&text]);
+        baseline.find("s", "a");
+        let uses = baseline.uses(true, |_, _| true);
+        let missing = MissingTest { test: "b".into(), section: None, expect: Expected::Flaky, reason: "why".into() };
+        assert_eq!((uses[0].tests, &uses[0].did_not_occur), (2, &vec![missing]));
+        assert!(baseline.uses(false, |_, _| true)[0].did_not_occur.is_empty());
+        assert!(baseline.uses(true, |_, _| false)[0].did_not_occur.is_empty());
+        baseline.expect_only_some();
+        assert!(baseline.uses(true, |_, _| true)[0].did_not_occur.is_empty());
+    }
+
+    #[test]
+    fn a_test_of_two_baselines_occurred_for_both() {
+        let mut baseline = with(&[FAILS, FAILS]);
+        baseline.find("s", "a");
+        assert!(baseline.uses(true, |_, _| true).iter().all(|used| used.did_not_occur.is_empty()));
     }
 }

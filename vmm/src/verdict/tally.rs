@@ -1,71 +1,23 @@
 //! The results of a run so far, judged: what the exit code, the summary and every file written at the end are made from.
 
-use serde::Serialize;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use serde::{Serialize, Serializer};
 use wire::TestStatus;
 
-use super::baseline::{Baseline, Judgement};
-use crate::session::{RunEvent, SuiteEnd};
+use super::baseline::{Baseline, BaselineUse, split_section};
+use super::baseline_file::MAX_NAME;
+use super::counts::Counts;
+use super::judgement::{Attempts, Expectation, Expected, Judgement};
+use crate::session::{RunEvent, RunOutcome, SuiteEnd};
 
 /// Results kept one by one. A guest that tells more is counted, not stored: it must not fill the host's memory.
 pub const MAX_ROWS: usize = 250_000;
 /// Longest message kept with a result, bytes.
 pub const MAX_MESSAGE: usize = 16 << 10;
-/// Longest name kept with a result, bytes.
-const MAX_NAME: usize = 1 << 10;
 /// All messages together, bytes; later ones are dropped.
 const MAX_ALL_MESSAGES: usize = 64 << 20;
-
-/// How many results of each judgement.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Counts {
-    /// Passed.
-    pub pass: u64,
-    /// Failed unexpectedly.
-    pub fail: u64,
-    /// Could not be judged, unexpectedly.
-    pub error: u64,
-    /// Skipped by the suite.
-    pub skip: u64,
-    /// Failed as expected.
-    pub expected_fail: u64,
-    /// Passed though expected to fail.
-    pub fixed: u64,
-    /// Excluded.
-    pub expunged: u64,
-}
-
-impl Counts {
-    fn add(&mut self, judgement: Judgement) {
-        let slot = match judgement {
-            Judgement::Pass => &mut self.pass,
-            Judgement::Fail => &mut self.fail,
-            Judgement::Error => &mut self.error,
-            Judgement::Skip => &mut self.skip,
-            Judgement::ExpectedFail => &mut self.expected_fail,
-            Judgement::Fixed => &mut self.fixed,
-            Judgement::Expunged => &mut self.expunged,
-        };
-        *slot += 1;
-    }
-
-    /// Results of any kind.
-    #[must_use]
-    pub fn total(&self) -> u64 {
-        self.ran() + self.skip + self.expunged
-    }
-
-    /// Tests that ran and count.
-    #[must_use]
-    pub fn ran(&self) -> u64 {
-        self.pass + self.fixed + self.expected_fail + self.bad()
-    }
-
-    /// Results that should have been better.
-    #[must_use]
-    pub fn bad(&self) -> u64 {
-        self.fail + self.error
-    }
-}
 
 /// One result.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -82,8 +34,28 @@ pub struct Row {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub message: String,
     /// What the baseline says of it.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub baseline: String,
+    #[serde(rename = "baseline", skip_serializing_if = "Option::is_none", serialize_with = "inside")]
+    pub known: Option<Arc<Expectation>>,
+}
+
+fn inside<S: Serializer>(known: &Option<Arc<Expectation>>, to: S) -> Result<S::Ok, S::Error> {
+    known.as_deref().serialize(to)
+}
+
+impl Row {
+    /// What the baseline says of it in one line; empty if nothing.
+    #[must_use]
+    pub fn baseline(&self) -> String {
+        self.known.as_ref().map(|known| known.in_words()).unwrap_or_default()
+    }
+}
+
+/// The results of a test that fails now and then: what the next one is, more of them may change of those before.
+#[derive(Debug, Default)]
+struct FlakyTest {
+    attempts: Attempts,
+    /// Suite and row of its failures that are kept.
+    failures: Vec<(usize, usize)>,
 }
 
 /// One suite of the run.
@@ -133,6 +105,11 @@ pub struct Tally {
     suites: Vec<SuiteTally>,
     rows: usize,
     message_bytes: usize,
+    /// By suite and test; no more than the baselines name.
+    flaky: HashMap<(String, String), FlakyTest>,
+    /// What is to be told of the baseline.
+    notes: Vec<String>,
+    kernel_known: bool,
 }
 
 impl Tally {
@@ -160,9 +137,31 @@ impl Tally {
         self.counts.total().saturating_sub(self.rows as u64)
     }
 
+    /// What became of each baseline in a run that came to `outcome`.
+    #[must_use]
+    pub fn baselines(&self, outcome: &RunOutcome) -> Vec<BaselineUse> {
+        self.baseline.uses(*outcome == RunOutcome::Completed, |suite, section| {
+            let all = || self.suites.iter().map(|tally| (split_section(&tally.name), tally));
+            let mut these = all()
+                .filter(|((name, its_section), _)| *name == suite && (section.is_none() || section == *its_section))
+                .peekable();
+            these.peek().is_some() && these.all(|(_, tally)| tally.end.is_some() && tally.trouble.is_none())
+        })
+    }
+
+    /// Lines that the user is to be told, each once.
+    pub fn take_notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notes)
+    }
+
     /// Takes an event in; for a test's result, what it means.
     pub fn on_event(&mut self, event: &RunEvent) -> Option<Judgement> {
         match event {
+            // One kernel for the whole run, however often it boots.
+            RunEvent::GuestReady { kernel_release, .. } if !self.kernel_known => {
+                self.kernel_known = true;
+                self.notes = self.baseline.on_kernel(kernel_release);
+            }
             RunEvent::SuiteStarted { suite } => {
                 self.suites.push(SuiteTally::new(suite));
             }
@@ -197,8 +196,8 @@ impl Tally {
         duration_us: u64,
         message: &str,
     ) -> Judgement {
-        let (judgement, line) = self.baseline.judge(test, status);
-        let baseline = line.map(|line| line.reason.clone()).unwrap_or_default();
+        let known = self.baseline.find(suite, test);
+        let judgement = self.judge(suite, test, status, known.as_deref());
         self.counts.add(judgement);
         let room = MAX_ALL_MESSAGES.saturating_sub(self.message_bytes).min(MAX_MESSAGE);
         let message = truncated(message, room).to_owned();
@@ -207,32 +206,61 @@ impl Tally {
             self.rows += 1;
             self.message_bytes += message.len();
         }
-        let suite = self.suite(suite);
-        suite.counts.add(judgement);
-        if suite.running.as_deref() == Some(test) {
-            suite.running = None;
+        let at = self.suite_index(suite);
+        let tally = &mut self.suites[at];
+        tally.counts.add(judgement);
+        if tally.running.as_deref() == Some(test) {
+            tally.running = None;
         }
         if keep {
+            if matches!(judgement, Judgement::Flaky | Judgement::FlakyBeyondRate) {
+                let key = (suite.to_owned(), test.to_owned());
+                self.flaky.entry(key).or_default().failures.push((at, tally.tests.len()));
+            }
             let test = truncated(test, MAX_NAME).to_owned();
-            suite.tests.push(Row { test, status, judgement, duration_us, message, baseline });
+            tally.tests.push(Row { test, status, judgement, duration_us, message, known });
         }
         judgement
     }
 
+    /// Judges a result that is not yet kept. More attempts of a flaky test may make its earlier failures probable, or
+    /// improbable: those are judged again.
+    fn judge(&mut self, suite: &str, test: &str, status: TestStatus, known: Option<&Expectation>) -> Judgement {
+        let mut attempts = Attempts::default();
+        if known.is_some_and(|known| known.expect == Expected::Flaky) {
+            let flaky = self.flaky.entry((suite.to_owned(), test.to_owned())).or_default();
+            flaky.attempts.add(status);
+            attempts = flaky.attempts;
+            let failures = Judgement::of(TestStatus::Fail, known, attempts);
+            for &(suite, row) in &flaky.failures {
+                let suite = &mut self.suites[suite];
+                let earlier = std::mem::replace(&mut suite.tests[row].judgement, failures);
+                suite.counts.change(earlier, failures);
+                self.counts.change(earlier, failures);
+            }
+        }
+        Judgement::of(status, known, attempts)
+    }
+
     /// The latest suite of that name; results of one that was never announced are not lost either.
     fn suite(&mut self, name: &str) -> &mut SuiteTally {
-        let at = self.suites.iter().rposition(|suite| suite.name == name).unwrap_or_else(|| {
+        let at = self.suite_index(name);
+        &mut self.suites[at]
+    }
+
+    fn suite_index(&mut self, name: &str) -> usize {
+        self.suites.iter().rposition(|suite| suite.name == name).unwrap_or_else(|| {
             self.suites.push(SuiteTally::new(name));
             self.suites.len() - 1
-        });
-        &mut self.suites[at]
+        })
     }
 }
 
 /// A suite's process says by its exit code that something is wrong; when no single result accounts for that, the suite is
 /// in trouble as a whole.
 fn trouble_of(suite: &SuiteTally) -> Option<String> {
-    let explained = suite.counts.bad() + suite.counts.expected_fail + suite.counts.expunged > 0;
+    let Counts { expected_fail, flaky, expunged, not_run, .. } = suite.counts;
+    let explained = suite.counts.bad() - not_run + expected_fail + flaky + expunged > 0;
     match suite.end {
         Some(SuiteEnd::Exited(0)) => None,
         Some(SuiteEnd::Exited(_)) if explained => None,
@@ -251,6 +279,7 @@ pub(crate) fn truncated(text: &str, limit: usize) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::verdict::{BaselineFile, Situation};
 
     fn finished(test: &str, status: TestStatus) -> RunEvent {
         RunEvent::TestFinished { suite: "s".into(), test: test.into(), status, duration_us: 5, message: String::new() }
@@ -273,6 +302,79 @@ mod tests {
         assert_eq!((counts.total(), counts.ran(), counts.bad()), (4, 3, 2));
         let names: Vec<_> = tally.suites()[0].tests.iter().map(|row| row.test.as_str()).collect();
         assert_eq!(names, ["a", "b", "c", "d"]);
+    }
+
+    fn tally_with(baseline: &str) -> Tally {
+        let suites = ["s".to_owned()];
+        let mut with = Baseline::default();
+        let file = BaselineFile::parse("f", baseline).unwrap();
+        with.add_file("f".into(), file, Situation { suites: &suites, cache: "auto" });
+        Tally::new(with)
+    }
+
+    #[test]
+    fn results_are_judged_by_suite_section_and_test() {
+        let mut tally = tally_with(
+            "suite = 's'\n[[test]]\nname = 'a'\nexpect = 'fail'\nreason = 'bug 7'\n[[test]]\nname = 'b'\nexpect = 'pass'\n",
+        );
+        assert_eq!(tally.on_event(&finished("a", TestStatus::Fail)), Some(Judgement::ExpectedFail));
+        assert_eq!(tally.on_event(&finished("b", TestStatus::Skip)), Some(Judgement::NotRun));
+        let row = &tally.suites()[0].tests[0];
+        assert_eq!(row.baseline(), "bug 7");
+        let json = serde_json::to_value(row).unwrap();
+        assert_eq!(json["baseline"], serde_json::json!({ "expect": "fail", "reason": "bug 7" }));
+        let counts = tally.counts();
+        assert_eq!((counts.bad(), counts.ran(), counts.due(), counts.total()), (1, 1, 2, 2));
+    }
+
+    #[test]
+    fn failures_of_a_flaky_test_are_judged_by_all_its_attempts_whichever_came_first() {
+        let text = "suite = 's'\n[[test]]\nname = 'a'\nexpect = 'flaky'\nfailed = 1\nruns = 11\n";
+        let mut tally = tally_with(text);
+        let mut judge = |status| tally.on_event(&finished("a", status)).unwrap();
+        assert_eq!(judge(TestStatus::Fail), Judgement::Flaky);
+        assert_eq!(judge(TestStatus::Fail), Judgement::FlakyBeyondRate);
+        assert_eq!(judge(TestStatus::Pass), Judgement::Pass);
+        // Two of three: 2.3 %.
+        let counts = tally.counts();
+        assert_eq!((counts.flaky, counts.flaky_beyond_rate, counts.pass), (2, 0, 1));
+        assert_eq!(tally.suites()[0].counts, counts);
+        let judged: Vec<_> = tally.suites()[0].tests.iter().map(|row| row.judgement).collect();
+        assert_eq!(judged, [Judgement::Flaky, Judgement::Flaky, Judgement::Pass]);
+        tally.on_event(&finished("a", TestStatus::Error));
+        let counts = tally.counts();
+        assert_eq!((counts.flaky, counts.flaky_beyond_rate, counts.bad()), (0, 3, 3));
+    }
+
+    #[test]
+    fn the_guests_kernel_decides_which_baselines_are_applied() {
+        let text = "suite = 's'\nkernel = '>=6.13'\n[[test]]\nname = 'a'\nexpect = 'fail'\n";
+        for (release, judgement, notes) in [("6.12.1", Judgement::Fail, 1), ("6.13.0-rc1", Judgement::ExpectedFail, 0)]
+        {
+            let mut tally = tally_with(text);
+            let ready = RunEvent::GuestReady { kernel_release: release.into(), uptime_ms: 1, mounts: vec![] };
+            tally.on_event(&ready);
+            tally.on_event(&ready);
+            assert_eq!((tally.take_notes().len(), tally.take_notes().len()), (notes, 0));
+            assert_eq!(tally.on_event(&finished("a", TestStatus::Fail)), Some(judgement));
+        }
+    }
+
+    #[test]
+    fn tests_of_the_baseline_that_did_not_occur_are_told_once_their_suite_has_ended() {
+        let text = "suite = 's'\n[[test]]\nname = 'gone'\nexpect = 'fail'\n";
+        for (end, outcome, missing) in [
+            (Some(SuiteEnd::Exited(0)), RunOutcome::Completed, 1),
+            (Some(SuiteEnd::Signaled(9)), RunOutcome::Completed, 0),
+            (None, RunOutcome::Completed, 0),
+            (Some(SuiteEnd::Exited(0)), RunOutcome::Interrupted, 0),
+        ] {
+            let mut tally = tally_with(text);
+            tally.on_event(&finished("a", TestStatus::Pass));
+            assert!(tally.baselines(&RunOutcome::Completed)[0].did_not_occur.is_empty(), "it may still come");
+            tally.on_event(&ended(end));
+            assert_eq!(tally.baselines(&outcome)[0].did_not_occur.len(), missing, "{end:?} {outcome:?}");
+        }
     }
 
     #[test]

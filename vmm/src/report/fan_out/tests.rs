@@ -7,7 +7,7 @@ use super::*;
 use crate::report::Verbosity;
 use crate::report::test_events::{hostile_run, result};
 use crate::session::SuiteEnd;
-use crate::verdict::Judgement;
+use crate::verdict::{BaselineFile, Judgement, Situation};
 
 pub(super) fn config(parent: &Path) -> ReportConfig {
     ReportConfig {
@@ -15,6 +15,7 @@ pub(super) fn config(parent: &Path) -> ReportConfig {
         suites: vec!["s".into()],
         host: "kvm".into(),
         baseline: Baseline::default(),
+        format: OutputFormat::Text,
         terminal: TerminalConfig { bar: false, colour: false, verbosity: Verbosity::Quiet },
         manifest: ManifestInputs {
             command: vec!["vmm".into(), "run".into(), "s".into()],
@@ -158,6 +159,33 @@ fn a_run_leaves_its_folder_with_everything_in_it() {
     let hash = json(&dir.join("manifest.json"))["files"]["vmm"]["sha256"].as_str().unwrap().len();
     assert_eq!(hash, 64);
     assert_eq!(fs::read_link(parent.path().join("latest")).unwrap().as_os_str(), dir.file_name().unwrap());
+}
+
+#[test]
+fn a_baseline_that_is_not_for_this_run_is_told_in_one_line_and_in_the_results() {
+    let parent = tempfile::tempdir().unwrap();
+    let mut config = config(parent.path());
+    let file = BaselineFile::parse("f", "suite = 's'\nkernel = '<6'\n[[test]]\nname = 'a'\nexpect = 'fail'\n").unwrap();
+    config.baseline.add_file("my.toml".into(), file, Situation { suites: &config.suites, cache: "auto" });
+    let terminal = Terminal::writing_to(config.terminal, Box::new(io::sink()));
+    let mut all = Reporters::create_with(config, terminal).unwrap();
+    let dir = all.dir().to_path_buf();
+    for _ in 0..2 {
+        let (kernel_release, mounts) = ("6.12.1".into(), vec![]);
+        all.on_event(RunEvent::GuestReady { kernel_release, uptime_ms: 1, mounts });
+    }
+    good_run().into_iter().for_each(|event| all.on_event(event));
+    assert_eq!(all.finish(&RunOutcome::Completed), ExitCode::Success);
+    let told = events(&dir)
+        .into_iter()
+        .filter(|event| matches!(&event.event, RunEvent::Note { line } if line.contains("my.toml")));
+    assert_eq!(told.count(), 1);
+    let used = &json(&dir.join("results.json"))["baselines"][0];
+    assert_eq!(
+        (used["source"].as_str(), used["kernel"].as_str(), used["tests"].as_u64()),
+        (Some("my.toml"), Some("<6"), Some(1))
+    );
+    assert!(used["not_applied"].as_str().unwrap().contains("6.12.1"), "{used}");
 }
 
 #[test]

@@ -3,7 +3,7 @@ use indicatif::{InMemoryTerm, TermLike};
 use super::*;
 use crate::report::test_events::{Sink, assert_same_text, at, finished_run, hostile_run, output, result};
 use crate::session::RunOutcome;
-use crate::verdict::exit_code;
+use crate::verdict::{Baseline, BaselineFile, Situation, exit_code};
 
 fn config(verbosity: Verbosity) -> TerminalConfig {
     TerminalConfig { bar: false, colour: false, verbosity }
@@ -107,6 +107,58 @@ fn a_good_run_ends_with_passed_all() {
     assert_same_text(
         &text,
         "\nRan: 1 tests in 3.2 s: 1 passed, 1 skipped\nPassed all 1 tests\nResults: /results/r\nReplay: vmm run s\n",
+    );
+}
+
+#[test]
+fn the_summary_tells_apart_what_the_baseline_explains_and_what_not() {
+    let row = |name: &str, expect: &str| format!("[[test]]\nname = '{name}'\nexpect = '{expect}'\n");
+    let rate = |runs| format!("failed = 1\nruns = {runs}\n");
+    let text =
+        ["suite = 's'\n", &row("known", "fail"), &row("fixed", "fail"), &row("must", "pass"), &row("gone", "fail")];
+    let flaky = [row("rare", "flaky"), rate(11), row("often", "flaky"), rate(500)];
+    let (suites, mut baseline) = (["s".to_owned()], Baseline::default());
+    let file = BaselineFile::parse("f", &(text.concat() + &flaky.concat())).unwrap();
+    baseline.add_file("my.toml".into(), file, Situation { suites: &suites, cache: "auto" });
+    let sink = Sink::default();
+    let mut terminal = Terminal::new(config(Verbosity::Normal), None, Box::new(sink.clone()));
+    let mut tally = Tally::new(baseline);
+    use TestStatus::{Fail, Pass, Skip};
+    let results = [("known", Fail), ("fixed", Pass), ("must", Skip), ("rare", Fail), ("often", Fail), ("new", Fail)];
+    let results = results.into_iter().map(|(test, status)| result(test, status, ""));
+    let end = RunEvent::SuiteFinished { suite: "s".into(), end: Some(SuiteEnd::Exited(1)), duration_ms: 1000 };
+    for event in results.chain([end]) {
+        let judgement = tally.on_event(&event);
+        terminal.on_event(&at(1, event), judgement, &tally).unwrap();
+    }
+    let outcome = RunOutcome::Completed;
+    terminal.finish(&finished_run(&tally, &outcome, exit_code(&tally, &outcome))).unwrap();
+    let counts = "0 passed, 1 fixed, 1 failed, 1 failed beyond their rate, 1 not run though they should, 1 failed as \
+                  expected, 1 flaky within their rate";
+    assert_same_text(
+        &sink.text(),
+        &format!(
+            "   XFAIL [   1.235s] s known
+   FIXED [   1.235s] s fixed
+ NOT RUN [   1.235s] s must
+   FLAKY [   1.235s] s rare
+ FLAKIER [   1.235s] s often
+    FAIL [   1.235s] s new
+s finished after 1.0 s: {counts}
+
+Ran: 5 tests in 3.2 s: {counts}
+Fixed: fixed
+Still failing: known
+Flaky, within the rate: rare
+Not run, though they should: must
+Flaky, beyond the rate: often
+Failures: often new
+In the baseline (my.toml), but not in this run: gone
+Failed 3 of 6 tests
+Results: /results/r
+Replay: vmm run s
+"
+        ),
     );
 }
 
