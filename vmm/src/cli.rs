@@ -47,6 +47,8 @@ pub enum Command {
     Baseline(command::baseline::BaselineArgs),
     /// Tell what changed between the results of two runs
     Compare(command::compare::CompareArgs),
+    /// Make one result of the parts of a run that was divided with --shard
+    Merge(command::merge::MergeArgs),
     /// Show what shares served, or where two runs part in it
     Trace(command::trace::TraceArgs),
     /// Check whether this machine can run guests, and say what to mend

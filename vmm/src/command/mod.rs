@@ -5,9 +5,11 @@ pub mod baseline;
 pub mod compare;
 pub mod doctor;
 pub mod exec;
+mod guests;
 pub mod host;
 pub mod image;
 pub mod kernel;
+pub mod merge;
 pub mod progress;
 pub mod resume;
 pub mod run;
@@ -92,6 +94,7 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<ProcessExit> {
         Command::Suite(args) => suite::suite(args, &open_cache(&cache_dir)?, &progress).map(Into::into),
         Command::Baseline(args) => baseline::baseline(args).map(Into::into),
         Command::Compare(args) => compare::compare(args).map(Into::into),
+        Command::Merge(args) => merge::merge(args, &cache_dir, &invocation).map(Into::into),
         Command::Trace(args) => trace::trace(args).map(Into::into),
         Command::Doctor(args) => doctor::doctor(args, &cache_dir, &cache_dir.join("scratch")).map(Into::into),
         Command::Host(args) => host::host(args, || open_cache(&cache_dir), &progress).map(ProcessExit::from),

@@ -4,25 +4,10 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use serde::Deserialize;
 
 use crate::cli::{Cli, Command, RunArgs};
 use crate::config::UsageError;
-use crate::report::{EarlierPart, ManifestFile};
-
-/// What a run's `manifest.json` says of how it was started. The rest is not needed to go on.
-#[derive(Debug, Deserialize)]
-struct StartedAs {
-    command: Vec<String>,
-    directory: PathBuf,
-    files: std::collections::BTreeMap<String, StartedWith>,
-}
-
-#[derive(Debug, Deserialize)]
-struct StartedWith {
-    path: PathBuf,
-    sha256: Option<String>,
-}
+use crate::report::{EarlierPart, ManifestFile, SavedManifest};
 
 /// A run to go on with.
 #[derive(Debug)]
@@ -35,7 +20,7 @@ pub struct Resumed {
     pub directory: PathBuf,
     /// What it left.
     pub earlier: EarlierPart,
-    files: std::collections::BTreeMap<String, StartedWith>,
+    manifest: SavedManifest,
 }
 
 impl Resumed {
@@ -58,20 +43,16 @@ impl Resumed {
                 "--resume: the run in {dir} came to its end; there is nothing to go on with"
             )));
         }
-        let path = dir.join("manifest.json");
-        let text = std::fs::read(&path).with_context(|| format!("failed to read {}", path.display()))?;
-        let manifest: StartedAs = serde_json::from_slice(&text).with_context(|| {
-            format!("{} is not what this vmm writes; resume the run with the version that started it", path.display())
-        })?;
+        let manifest = SavedManifest::read(dir)?;
         let dir = dir.canonicalize().with_context(|| format!("failed to find {}", dir.display()))?;
         std::env::set_current_dir(&manifest.directory)
             .with_context(|| format!("failed to go to {}, where the run was started", manifest.directory.display()))?;
-        let command: Vec<OsString> = manifest.command.into_iter().map(OsString::from).collect();
+        let command: Vec<OsString> = manifest.command.iter().map(OsString::from).collect();
         let cli = Cli::try_parse_with_suite_flags(command.clone())
-            .with_context(|| format!("the command line in {} is not one of this vmm's", path.display()))?;
-        let Command::Run(args) = cli.command else { anyhow::bail!("{} is not of a `vmm run`", path.display()) };
+            .with_context(|| format!("the command line of the run in {} is not one of this vmm's", dir.display()))?;
+        let Command::Run(args) = cli.command else { anyhow::bail!("{} is not of a `vmm run`", dir.display()) };
         let earlier = EarlierPart::read(&dir).unwrap_or(earlier);
-        Ok(Self { args, command, directory: manifest.directory, earlier, files: manifest.files })
+        Ok(Self { args, command, directory: manifest.directory.clone(), earlier, manifest })
     }
 
     /// Whether kernel, image and suites are those that the run began with.
@@ -79,19 +60,13 @@ impl Resumed {
     /// # Errors
     /// [`UsageError`] that names the first that is not: half a run's results would be of something else.
     pub fn check_files(&self, files: &[ManifestFile]) -> Result<(), UsageError> {
-        for file in files {
-            let Some(before) = self.files.get(&file.role) else { continue };
-            if let (Some(was), Some(is)) = (&before.sha256, &file.sha256)
-                && was != is
-            {
-                return Err(UsageError(format!(
-                    "--resume: {} is not what the run began with ({} had SHA-256 {was}); start a new run",
-                    file.role,
-                    before.path.display()
-                )));
-            }
+        match self.manifest.differs_in(files) {
+            None => Ok(()),
+            Some((role, path, was)) => Err(UsageError(format!(
+                "--resume: {role} is not what the run began with ({} had SHA-256 {was}); start a new run",
+                path.display()
+            ))),
         }
-        Ok(())
     }
 }
 

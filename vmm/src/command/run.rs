@@ -1,24 +1,24 @@
 //! `vmm run`: suites in a fresh guest, every result told as it comes, one verdict at the end.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
 use guest_image::suite::{self, Manifest, SuiteRun};
 
 use super::Invocation;
+use super::guests::{Guests, statistics_json};
 use super::resume::Resumed;
 use crate::cli::RunArgs;
 use crate::config::{MachineOptions, UsageError};
 use crate::exit_code::ExitCode;
 use crate::guest_setup::{GuestFiles, PreparedShares, open_cache};
-use crate::machine::{self, ShareConfig, Statistics, StatisticsReader};
+use crate::machine::ShareConfig;
 use crate::report::{
     CONSOLE_LOG, ManifestFile, ManifestInputs, ManifestShare, OutputFormat, ReportConfig, Reporters, TerminalConfig,
     Verbosity, check_results_dir,
 };
-use crate::schedule::crew::{self, StartedGuest};
+use crate::schedule::crew;
 use crate::schedule::{Done, Policy, Schedule};
 use crate::session::exec_client::ForwardedSignals;
 use crate::session::{Deadlines, RunEvent, RunPlan};
@@ -54,13 +54,7 @@ impl RunRequest {
     pub fn new(args: &RunArgs, options: MachineOptions, verbose: u8) -> anyhow::Result<Self> {
         // Before the cache is opened, which may be another user's as well.
         check_results_dir(&args.results)?;
-        let cache = open_cache(&options.cache_dir)?;
-        let default = [DEFAULT_SUITE.to_owned()];
-        let names = if args.suites.is_empty() { &default[..] } else { &args.suites };
-        let suites = names
-            .iter()
-            .map(|name| suite::manifest(&cache, name).map_err(unless_unknown))
-            .collect::<anyhow::Result<Vec<_>>>()?;
+        let suites = manifests_of(args, &options)?;
         if suites.len() > 1 && !args.suite_args.is_empty() {
             anyhow::bail!(UsageError(format!(
                 "the arguments `{}` could be for any of {} suites; name one suite to give it arguments",
@@ -130,14 +124,8 @@ impl RunRequest {
             None => Reporters::create(config)?,
         };
         let trace = self.options.trace.as_deref().map(Trace::create).transpose()?;
-        let guests = Guests {
-            request: &self,
-            files,
-            console_log: self.options.console.clone().unwrap_or_else(|| reporters.dir().join(CONSOLE_LOG)),
-            shares: Mutex::new(Some(shares)),
-            statistics: Mutex::default(),
-            trace: Mutex::new(trace),
-        };
+        let console_log = self.options.console.clone().unwrap_or_else(|| reporters.dir().join(CONSOLE_LOG));
+        let guests = Guests::new(&self.options, files, console_log, shares, trace);
         let outcome = crew::run(
             schedule,
             self.policy.jobs,
@@ -212,9 +200,21 @@ impl RunRequest {
             append: self.options.append.clone(),
             files: list,
             suites: files.suites.iter().map(|s| (s.manifest.name.clone(), s.origin.clone())).collect(),
+            shard: self.policy.shard,
             shares: shares.iter().map(|s| ManifestShare { tag: s.tag.clone(), path: s.path.clone() }).collect(),
         }
     }
+}
+
+/// The suites that a run is asked for, in order.
+///
+/// # Errors
+/// There is no such suite, or the cache cannot be read.
+pub(super) fn manifests_of(args: &RunArgs, options: &MachineOptions) -> anyhow::Result<Vec<Manifest>> {
+    let cache = open_cache(&options.cache_dir)?;
+    let default = [DEFAULT_SUITE.to_owned()];
+    let names = if args.suites.is_empty() { &default[..] } else { &args.suites };
+    names.iter().map(|name| suite::manifest(&cache, name).map_err(unless_unknown)).collect()
 }
 
 /// The user's mistake if there is no such suite, else trouble with the cache.
@@ -222,64 +222,6 @@ fn unless_unknown(error: guest_image::Error) -> anyhow::Error {
     match error {
         guest_image::Error::UnknownSuite { .. } => UsageError(error.to_string()).into(),
         error => error.into(),
-    }
-}
-
-/// Boots the guests of a run.
-struct Guests<'a> {
-    request: &'a RunRequest,
-    files: &'a GuestFiles,
-    console_log: PathBuf,
-    /// Those of the first guest, made before anything else was; each later one gets its own.
-    shares: Mutex<Option<PreparedShares>>,
-    /// By guest, as asked for.
-    statistics: Mutex<Vec<(u32, StatisticsReader)>>,
-    trace: Mutex<Option<Trace>>,
-}
-
-impl Guests<'_> {
-    fn start(&self, guest: u32) -> anyhow::Result<StartedGuest> {
-        let options = &self.request.options;
-        let prepared = self.shares.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let shares = match prepared {
-            Some(shares) => shares,
-            None => PreparedShares::new(&options.shares)?,
-        };
-        let console_log = console_log_of(&self.console_log, guest);
-        let vm = machine::start(&self.files.machine(options, &shares.list(), &console_log))?;
-        if options.stats {
-            self.statistics.lock().unwrap_or_else(PoisonError::into_inner).push((guest, vm.statistics()));
-        }
-        if let Some(trace) = self.trace.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
-            trace.follow(vm.flight());
-        }
-        Ok(StartedGuest { handle: super::guest_handle(vm, console_log), keep: Box::new(shares) })
-    }
-
-    /// The shares go before the last word: whoever reads it finds nothing left behind.
-    fn finish(self) -> (Vec<(u32, Statistics)>, Option<Trace>) {
-        let mut readers = self.statistics.into_inner().unwrap_or_else(PoisonError::into_inner);
-        readers.sort_by_key(|(guest, _)| *guest);
-        let statistics = readers.into_iter().map(|(guest, reader)| (guest, reader.read())).collect();
-        (statistics, self.trace.into_inner().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-/// `console.log` for the first guest, `console-2.log` for the second.
-fn console_log_of(first: &Path, guest: u32) -> PathBuf {
-    if guest <= 1 {
-        return first.to_owned();
-    }
-    let stem = first.file_stem().unwrap_or_default().to_string_lossy();
-    let extension = first.extension().map(|e| format!(".{}", e.to_string_lossy())).unwrap_or_default();
-    first.with_file_name(format!("{stem}-{guest}{extension}"))
-}
-
-/// One guest's as it is; of several a list.
-fn statistics_json(statistics: &[(u32, Statistics)]) -> serde_json::Result<serde_json::Value> {
-    match statistics {
-        [(_, only)] => only.to_json(),
-        several => several.iter().map(|(_, one)| one.to_json()).collect::<Result<Vec<_>, _>>().map(Into::into),
     }
 }
 

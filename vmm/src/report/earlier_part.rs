@@ -44,12 +44,20 @@ impl EarlierPart {
         self.outcome == Some(RunOutcome::Completed)
     }
 
+    /// What it came to; `None` if it was killed, or still goes on.
+    #[must_use]
+    pub fn outcome(&self) -> Option<&RunOutcome> {
+        self.outcome.as_ref()
+    }
+
     /// When its last event was, milliseconds after it began.
     pub(super) fn ended_at_ms(&self) -> u64 {
         self.events.last().map_or(0, |event| event.at_ms)
     }
 
-    pub(super) fn events(&self) -> &[TimedEvent] {
+    /// All but its end.
+    #[must_use]
+    pub fn events(&self) -> &[TimedEvent] {
         &self.events
     }
 

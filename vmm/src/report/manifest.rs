@@ -11,6 +11,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::atomic_file::write_atomically;
+use crate::schedule::Shard;
 
 /// A file that the run depends on.
 #[derive(Clone, Debug)]
@@ -53,6 +54,8 @@ pub struct ManifestInputs {
     pub files: Vec<ManifestFile>,
     /// Suites and their versions.
     pub suites: BTreeMap<String, String>,
+    /// Which part of the tests ran.
+    pub shard: Option<Shard>,
     /// The shares.
     pub shares: Vec<ManifestShare>,
 }
@@ -67,6 +70,8 @@ struct Manifest {
     host: Host,
     guest: Guest,
     suites: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shard: Option<String>,
     shares: Vec<Share>,
     files: BTreeMap<String, HashedFile>,
 }
@@ -150,6 +155,7 @@ fn assemble(run: &str, started: &str, host_kind: &str, inputs: ManifestInputs) -
         host: host(host_kind),
         guest: Guest { cpus: inputs.cpus, memory_mib: inputs.memory_mib, append: inputs.append },
         suites: inputs.suites,
+        shard: inputs.shard.map(|shard| shard.to_string()),
         shares: shares.collect(),
         files: files.collect(),
     }
