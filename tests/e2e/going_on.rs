@@ -109,6 +109,21 @@ fn shards_that_are_merged_are_the_whole_and_one_that_is_missing_is_refused() {
 }
 
 #[test]
+fn a_failure_is_tried_again_alone_and_told_as_real_or_as_one_of_order() {
+    let real = "echo 1..1; echo not ok 1";
+    let order = "echo 1..1; dmesg | grep -q vmm-was-here && echo not ok 1 || echo ok 1";
+    let mark = "echo vmm-was-here > /dev/kmsg; echo 1..1; echo ok 1";
+    let run = Run::of(&[("a/00.t", mark), ("b/00.t", order), ("c/00.t", real)]);
+    let finished = run.finish(&["--retries", "2"]);
+    finished.expect_code(1).expect_in_out("\nFailed again alone, each time: c/00.t:1\n");
+    finished.expect_in_out("\nPassed alone each time: depends on what ran before, or rare: b/00.t:1\n");
+    let results = run.results();
+    let retried = |index: usize| results["suites"][0]["tests"][index]["retried"].clone();
+    assert_eq!(retried(1), serde_json::json!({ "attempts": 2, "failed": 0, "kind": "depends-on-order" }), "{results}");
+    assert_eq!(retried(2), serde_json::json!({ "attempts": 2, "failed": 2, "kind": "real" }), "{results}");
+}
+
+#[test]
 fn what_cannot_be_divided_or_resumed_is_said_before_a_guest_is_booted() {
     let run = Run::of(&[("a/00.t", GOOD)]);
     for (flags, says) in [

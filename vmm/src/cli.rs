@@ -225,6 +225,10 @@ pub struct RunArgs {
     /// Run only the I-th of N parts of the tests; `vmm merge` makes one result of all parts
     #[arg(long, value_name = "I/N")]
     pub shard: Option<Shard>,
+    /// Run each test that failed unexpectedly N times more, alone in a fresh guest, and say of its failure whether it is
+    /// real, flaky or depends on what ran before; it stays a failure
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=100))]
+    pub retries: u32,
     /// Go on with the run in this results folder that was interrupted, killed or ran out of time, as it was started; takes
     /// no other options
     #[arg(long, value_name = "RESULTS")]

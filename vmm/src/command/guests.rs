@@ -1,6 +1,7 @@
 //! The guests of a run: what each one boots from, and what each one cost.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::config::MachineOptions;
@@ -19,6 +20,8 @@ pub(super) struct Guests<'a> {
     /// By guest, as asked for.
     statistics: Mutex<Vec<(u32, StatisticsReader)>>,
     trace: Mutex<Option<Trace>>,
+    /// The highest number of a guest so far.
+    booted: AtomicU32,
 }
 
 impl<'a> Guests<'a> {
@@ -31,11 +34,12 @@ impl<'a> Guests<'a> {
         trace: Option<Trace>,
     ) -> Self {
         let (shares, trace) = (Mutex::new(Some(shares)), Mutex::new(trace));
-        Self { options, files, console_log, shares, statistics: Mutex::default(), trace }
+        Self { options, files, console_log, shares, statistics: Mutex::default(), trace, booted: AtomicU32::new(0) }
     }
 
     /// Boots one.
     pub(super) fn start(&self, guest: u32) -> anyhow::Result<StartedGuest> {
+        self.booted.fetch_max(guest, Ordering::Relaxed);
         let options = self.options;
         let prepared = self.shares.lock().unwrap_or_else(PoisonError::into_inner).take();
         let shares = match prepared {
@@ -51,6 +55,11 @@ impl<'a> Guests<'a> {
             trace.follow(vm.flight());
         }
         Ok(StartedGuest { handle: super::guest_handle(vm, console_log), keep: Box::new(shares) })
+    }
+
+    /// The highest number of a guest so far.
+    pub(super) fn booted(&self) -> u32 {
+        self.booted.load(Ordering::Relaxed)
     }
 
     /// The shares go before the last word: whoever reads it finds nothing left behind.

@@ -12,6 +12,7 @@ pub mod kernel;
 pub mod merge;
 pub mod progress;
 pub mod resume;
+mod retry;
 pub mod run;
 pub mod shell;
 pub mod suite;

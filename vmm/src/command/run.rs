@@ -9,14 +9,15 @@ use guest_image::suite::{self, Manifest, SuiteRun};
 use super::Invocation;
 use super::guests::{Guests, statistics_json};
 use super::resume::Resumed;
+use super::retry::Retry;
 use crate::cli::RunArgs;
 use crate::config::{MachineOptions, UsageError};
 use crate::exit_code::ExitCode;
 use crate::guest_setup::{GuestFiles, PreparedShares, open_cache};
 use crate::machine::ShareConfig;
 use crate::report::{
-    CONSOLE_LOG, ManifestFile, ManifestInputs, ManifestShare, OutputFormat, ReportConfig, Reporters, TerminalConfig,
-    Verbosity, check_results_dir,
+    CONSOLE_LOG, EarlierPart, ManifestFile, ManifestInputs, ManifestShare, OutputFormat, ReportConfig, Reporters,
+    TerminalConfig, Verbosity, check_results_dir,
 };
 use crate::schedule::crew;
 use crate::schedule::{Done, Policy, Schedule};
@@ -43,6 +44,7 @@ pub struct RunRequest {
     format: OutputFormat,
     verbosity: Verbosity,
     policy: Policy,
+    retries: u32,
 }
 
 impl RunRequest {
@@ -70,6 +72,7 @@ impl RunRequest {
             suites,
             suite_args: args.suite_args.clone(),
             policy,
+            retries: args.retries,
             results: args.results.clone(),
             test_timeout: args.test_timeout,
             hang_timeout: args.hang_timeout,
@@ -109,7 +112,8 @@ impl RunRequest {
         }
         let mut earlier = resumed.map(|resumed| resumed.earlier.clone());
         let done = earlier.as_mut().map_or_else(|| vec![Done::default(); suites.len()], |part| part.settle(&suites));
-        let schedule = Schedule::new(suites.into_iter().zip(done), self.policy);
+        let schedule = Schedule::new(suites.iter().cloned().zip(done), self.policy)
+            .after_guests(earlier.as_ref().map_or(0, EarlierPart::guests));
         let config = ReportConfig {
             results_parent: self.results.clone(),
             suites: self.suite_names(),
@@ -134,6 +138,10 @@ impl RunRequest {
             &signals.signals,
             &mut |guest, event| reporters.on_guest_event(guest, event),
         );
+        if self.retries > 0 {
+            let retry = Retry { times: self.retries, suites: &suites, jobs: self.policy.jobs, plan: &plan };
+            retry.run(&outcome, &guests, signals, &mut reporters);
+        }
         let (statistics, trace) = guests.finish();
         reporters.on_event(RunEvent::RunFinished { outcome: outcome.clone() });
         let stats_file = reporters.dir().join("stats.json");

@@ -30,8 +30,8 @@ impl Inspection {
         Arc::new(Self { seen: Mutex::new(vec![Seen::default(); vcpus as usize]), ..Self::default() })
     }
 
-    /// Called by a vCPU's thread whenever it is out of the guest for no reason of its own: answers, if it was asked something
-    /// new, and has the guest interrupted by an NMI.
+    /// Called by a vCPU's thread before it enters the guest: answers, if it was asked something new, and has the guest
+    /// interrupted by an NMI. A kick that comes before the thread can be kicked is not lost: it is here that it is seen.
     pub(super) fn answer_if_asked(&self, index: u32, vcpu: &VcpuFd, answered: &mut u32) {
         let asked = self.asked.load(Ordering::SeqCst);
         if *answered == asked {

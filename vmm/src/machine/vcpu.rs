@@ -112,9 +112,10 @@ fn run_guest(
     missing: &MissingMemory,
     buses: &Buses,
     stopper: &Stopper,
-    interrupted: &mut dyn FnMut(&VcpuFd),
+    before_entry: &mut dyn FnMut(&VcpuFd),
 ) -> Option<StopReason> {
     while !stopper.is_stopping() {
+        before_entry(vcpu);
         let ending = match kvm_exit::action(vcpu.run()) {
             Action::PortRead(port, data) => {
                 buses.ports.read(u64::from(port), data);
@@ -133,9 +134,8 @@ fn run_guest(
                 continue;
             }
             Action::Resume => {
-                // A kick asks for this, and for nothing more unless the machine is stopping: that is looked at next.
+                // A kick asks for this. What it was for is looked at next.
                 vcpu.set_kvm_immediate_exit(0);
-                interrupted(vcpu);
                 continue;
             }
             Action::Stop(ending) => ending,

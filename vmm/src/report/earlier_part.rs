@@ -44,6 +44,12 @@ impl EarlierPart {
         self.outcome == Some(RunOutcome::Completed)
     }
 
+    /// The highest number of a guest that it had.
+    #[must_use]
+    pub fn guests(&self) -> u32 {
+        self.events.iter().map(|event| event.guest).max().unwrap_or_default()
+    }
+
     /// What it came to; `None` if it was killed, or still goes on.
     #[must_use]
     pub fn outcome(&self) -> Option<&RunOutcome> {

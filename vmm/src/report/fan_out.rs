@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use wire::TestStatus;
 
 use super::artefacts::Artefacts;
 use super::atomic_file::write_atomically;
@@ -244,6 +245,14 @@ impl Reporters {
             RunEvent::RunStarted { .. } => {}
             event => self.deliver(guest, event),
         }
+    }
+
+    /// Suite and name of every test that failed and should not have.
+    pub fn bad_results(&self) -> impl Iterator<Item = (&str, &str)> {
+        let rows =
+            self.tally.suites().iter().flat_map(|suite| suite.tests.iter().map(|row| (suite.name.as_str(), row)));
+        rows.filter(|(_, row)| row.judgement.is_bad() && row.status != TestStatus::Skip)
+            .map(|(suite, row)| (suite, row.test.as_str()))
     }
 
     /// What the machine cost, for `results.json`.

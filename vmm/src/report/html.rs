@@ -112,7 +112,7 @@ impl Html {
             test: printable(&row.test).into_owned(),
             judgement: row.judgement,
             duration_us: row.duration_us,
-            message: shown(&row.message),
+            message: shown(&row.explanation()),
             expected: row.known.as_ref().map(|known| known.expect),
             baseline: shown(&row.baseline()),
             link: row.known.as_ref().and_then(|known| known.link.clone()),

@@ -14,7 +14,7 @@ use super::reporter::{FinishedRun, Reporter, outcome_in_words};
 use super::tap::OutputFormat;
 use crate::exit_code::ExitCode;
 use crate::session::{RunEvent, SuiteEnd, TimedEvent};
-use crate::verdict::{BaselineUse, Counts, Judgement, Tally};
+use crate::verdict::{BaselineUse, Counts, FailureKind, Judgement, Tally};
 
 /// What this reporter is called.
 pub(super) const NAME: &str = "standard output";
@@ -314,6 +314,11 @@ impl Reporter for Terminal {
                 self.show_progress(counts, test);
                 judgement.map_or(Ok(()), |judgement| self.on_result(&event.event, judgement))
             }
+            RunEvent::TestRetried { suite, test, status, .. } => {
+                let word = format!("{status:?}").to_uppercase();
+                let line = format!("{word:>8}  again, alone: {} {}", shown(suite), shown(test));
+                self.normal(&self.colours.faint.apply_to(line).to_string())
+            }
             RunEvent::SuiteFinished { suite, end, duration_ms } => {
                 self.end_partial()?;
                 self.suite_finished(suite, *duration_ms, *end, tally)
@@ -362,6 +367,7 @@ impl Reporter for Terminal {
                 lines.push(format!("{title}: {names}"));
             }
         }
+        lines.extend(by_kind(run.tally));
         lines.extend(run.tally.baselines(run.outcome).iter().filter_map(did_not_occur));
         match (counts.bad(), run.exit_code) {
             (0, ExitCode::Success) => {
@@ -393,6 +399,22 @@ fn listed(tally: &Tally, wanted: &[Judgement]) -> Option<String> {
         text.push_str(&format!(" [and {more} more, see results.json]"));
     }
     (!text.is_empty()).then_some(text)
+}
+
+/// What became of the failures that ran again, by their kinds.
+fn by_kind(tally: &Tally) -> Vec<String> {
+    let kinds = [
+        ("Failed again alone, each time", FailureKind::Real),
+        ("Flaky: failed now and then alone", FailureKind::Flaky),
+        ("Passed alone each time: depends on what ran before, or rare", FailureKind::DependsOnOrder),
+    ];
+    let named = |(title, kind)| {
+        let rows = tally.suites().iter().flat_map(|suite| &suite.tests);
+        let of_kind = rows.filter(|row| row.retried.is_some_and(|retried| retried.kind() == kind));
+        let names: Vec<_> = of_kind.take(LISTED).map(|row| shown(&row.test)).collect();
+        (!names.is_empty()).then(|| format!("{title}: {}", names.join(" ")))
+    };
+    kinds.into_iter().filter_map(named).collect()
 }
 
 /// The tests of a baseline that did not occur, if there are any.

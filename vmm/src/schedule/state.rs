@@ -32,6 +32,19 @@ impl Schedule {
         Self { suites, policy, listing: None, guests: 0, futile: 0, over: None, outcome: None }
     }
 
+    /// Only these tests of suites, each in a guest of its own if `policy` says so.
+    #[must_use]
+    pub fn of_tests(suites: impl IntoIterator<Item = (SuiteRun, Vec<String>)>, policy: Policy) -> Self {
+        let suites = suites.into_iter().map(|(run, tests)| SuiteWork::of_tests(run, tests)).collect();
+        Self { suites, ..Self::new([], policy) }
+    }
+
+    /// Guests are numbered behind these, which the run had before.
+    #[must_use]
+    pub fn after_guests(self, guests: u32) -> Self {
+        Self { guests, ..self }
+    }
+
     /// A number for a guest that is about to be booted, counted from 1; `None` when there is nothing for one to do.
     pub fn new_guest(&mut self) -> Option<u32> {
         if self.over.is_some() || !self.suites.iter().any(SuiteWork::has_work) {

@@ -83,6 +83,14 @@ impl SuiteWork {
         }
     }
 
+    /// Of which only these tests run, known already.
+    pub(super) fn of_tests(run: SuiteRun, tests: Vec<String>) -> Self {
+        let mut work = Self::new(run, Done::default());
+        work.tests = Tests::Listed(tests.iter().cloned().zip(0..).collect());
+        work.waiting = tests.into();
+        work
+    }
+
     pub(super) fn name(&self) -> &str {
         &self.run.plan.name
     }

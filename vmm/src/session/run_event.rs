@@ -103,6 +103,19 @@ pub enum RunEvent {
         /// Why it failed or was skipped; may be empty.
         message: String,
     },
+    /// A test that failed ran again, alone in a fresh guest.
+    TestRetried {
+        /// The suite it belongs to.
+        suite: String,
+        /// Its name.
+        test: String,
+        /// The result of this attempt.
+        status: TestStatus,
+        /// Microseconds; 0 when not known.
+        duration_us: u64,
+        /// Why it failed or was skipped; may be empty.
+        message: String,
+    },
     /// A test of the suite's list has all its results, where one test has several.
     ListedTestFinished {
         /// The suite it belongs to.
@@ -158,6 +171,7 @@ impl RunEvent {
             | Self::Output { suite, .. }
             | Self::Artefact { suite, .. }
             | Self::TestFinished { suite, .. }
+            | Self::TestRetried { suite, .. }
             | Self::ListedTestFinished { suite, .. }
             | Self::SuiteFinished { suite, .. }
             | Self::SuiteNotStarted { suite, .. } => Some(suite),

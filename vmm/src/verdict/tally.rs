@@ -10,6 +10,7 @@ use super::baseline::{Baseline, BaselineUse, split_section};
 use super::baseline_file::MAX_NAME;
 use super::counts::Counts;
 use super::judgement::{Attempts, Expectation, Expected, Judgement};
+use super::retried::Retried;
 use crate::session::{RunEvent, RunOutcome, SuiteEnd};
 
 /// Results kept one by one. A guest that tells more is counted, not stored: it must not fill the host's memory.
@@ -30,6 +31,9 @@ pub struct Row {
     pub judgement: Judgement,
     /// Microseconds; 0 when not known.
     pub duration_us: u64,
+    /// What it did when it ran again alone, if it failed and did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retried: Option<Retried>,
     /// The suite's message, at most [`MAX_MESSAGE`] bytes.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub message: String,
@@ -43,6 +47,15 @@ fn inside<S: Serializer>(known: &Option<Arc<Expectation>>, to: S) -> Result<S::O
 }
 
 impl Row {
+    /// The suite's message, and what the test did when it ran again.
+    #[must_use]
+    pub fn explanation(&self) -> String {
+        match self.retried {
+            Some(retried) => format!("{}\n{}", retried.in_words(), self.message).trim_end().to_owned(),
+            None => self.message.clone(),
+        }
+    }
+
     /// What the baseline says of it in one line; empty if nothing.
     #[must_use]
     pub fn baseline(&self) -> String {
@@ -169,6 +182,13 @@ impl Tally {
             RunEvent::TestFinished { suite, test, status, duration_us, message } => {
                 return Some(self.add_result(suite, test, *status, *duration_us, message));
             }
+            RunEvent::TestRetried { suite, test, status, .. } => {
+                let rows =
+                    self.suites.iter_mut().filter(|tally| tally.name == *suite).flat_map(|tally| &mut tally.tests);
+                for row in rows.filter(|row| row.test == *test && row.judgement.is_bad()) {
+                    row.retried.get_or_insert_default().add(*status);
+                }
+            }
             RunEvent::SuiteFinished { suite, end, duration_ms } => {
                 let suite = self.suite(suite);
                 suite.end = *end;
@@ -218,7 +238,7 @@ impl Tally {
                 self.flaky.entry(key).or_default().failures.push((at, tally.tests.len()));
             }
             let test = truncated(test, MAX_NAME).to_owned();
-            tally.tests.push(Row { test, status, judgement, duration_us, message, known });
+            tally.tests.push(Row { test, status, judgement, duration_us, retried: None, message, known });
         }
         judgement
     }
@@ -310,6 +330,22 @@ mod tests {
         let file = BaselineFile::parse("f", baseline).unwrap();
         with.add_file("f".into(), file, Situation { suites: &suites, cache: "auto" });
         Tally::new(with)
+    }
+
+    #[test]
+    fn a_failure_that_ran_again_is_told_with_what_it_did_then() {
+        let mut tally = Tally::default();
+        tally.on_event(&finished("a", TestStatus::Fail));
+        tally.on_event(&finished("b", TestStatus::Pass));
+        for (test, status) in [("a", TestStatus::Fail), ("b", TestStatus::Pass), ("a", TestStatus::Pass)] {
+            let (suite, test, message) = ("s".into(), test.into(), String::new());
+            tally.on_event(&RunEvent::TestRetried { suite, test, status, duration_us: 1, message });
+        }
+        let rows = &tally.suites()[0].tests;
+        assert_eq!(rows[0].retried, Some(Retried { attempts: 2, failed: 1 }));
+        assert!(rows[0].explanation().starts_with("flaky: "), "{}", rows[0].explanation());
+        assert_eq!(rows[1].retried, None);
+        assert_eq!(tally.counts().bad(), 1, "a failure stays one");
     }
 
     #[test]
