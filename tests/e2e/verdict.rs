@@ -54,6 +54,8 @@ fn a_test_that_never_ends_is_killed_at_its_deadline_and_the_others_run() {
     assert!(has(&statuses, "a/00.t:2", "pass") && has(&statuses, "b/00.t:1", "pass"), "{finished}");
     assert!(has(&statuses, "b/00.t:2", "error"), "{statuses:?}");
     assert!(has(&statuses, "c/00.t:2", "pass"), "the suite did not go on: {statuses:?}");
+    let stacks = fs::read_to_string(run.dir().join("artefacts/pjdfstest/b_00.t_2.stacks")).unwrap();
+    assert!(stacks.contains("sleep 100000") && stacks.contains("nanosleep"), "{stacks}");
 }
 
 #[test]

@@ -238,6 +238,11 @@ impl Job {
         }
     }
 
+    /// What the processes that it started are at, for a person.
+    pub fn stacks(&self) -> String {
+        if self.end.is_none() { process_tree::stacks_below(self.pid) } else { String::new() }
+    }
+
     /// Kills what the command started, but not itself.
     pub fn kill_children(&self) {
         if self.end.is_none() {

@@ -5,6 +5,7 @@
 //! command's session and descendants.
 
 use std::collections::HashSet;
+use std::fmt::Write as _;
 use std::fs;
 
 use rustix::io::Errno;
@@ -14,6 +15,11 @@ use wire::ProcessEnd;
 /// How often the process table is read again because something new was found in it: a fork bomb ends by being killed
 /// with everything else, not here.
 const PASSES: usize = 20;
+
+/// Processes whose stacks are shown: a test may have started any number.
+const MAX_STACKS: usize = 100;
+/// Characters of a process's arguments that are shown.
+const MAX_ARGUMENTS: usize = 200;
 
 /// Whether this process is PID 1 of its PID namespace: every process is its own to reap and to kill.
 #[must_use]
@@ -62,20 +68,44 @@ pub fn kill_below(leader: Pid) {
 }
 
 fn kill_descendants(leader: Pid) {
+    kill_found(is_below(leader));
+}
+
+/// Whether a process was started by the command, directly or not.
+fn is_below(leader: Pid) -> impl FnMut(&ProcessEntry) -> bool {
     let leader = leader.as_raw_nonzero().get();
-    if owns_all_processes() {
-        // Kernel threads are PID 2 and its children.
-        kill_found(|process| process.pid > 2 && process.parent != 2 && process.pid != leader);
-    } else {
-        let mut family = HashSet::from([leader]);
-        kill_found(|process| {
-            // A parent has a lower number than its child unless numbers wrapped; the repeated passes make up for it.
-            (family.contains(&process.parent) || process.session == leader) && {
-                family.insert(process.pid);
-                process.pid != leader
-            }
-        });
+    let all = owns_all_processes();
+    let mut family = HashSet::from([leader]);
+    move |process| {
+        if all {
+            // Kernel threads are PID 2 and its children.
+            return process.pid > 2 && process.parent != 2 && process.pid != leader;
+        }
+        // A parent has a lower number than its child unless numbers wrapped; repeated passes make up for it.
+        (family.contains(&process.parent) || process.session == leader) && {
+            family.insert(process.pid);
+            process.pid != leader
+        }
     }
+}
+
+/// What the processes that the command started are at, for a person: name, state, arguments and kernel stack of each.
+pub fn stacks_below(leader: Pid) -> String {
+    let mut wanted = is_below(leader);
+    let mut text = String::new();
+    for process in process_table().into_iter().filter(|process| wanted(process)).take(MAX_STACKS) {
+        let file = |name: &str| fs::read(format!("/proc/{}/{name}", process.pid)).unwrap_or_default();
+        let status = String::from_utf8_lossy(&file("status")).into_owned();
+        let field =
+            |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or("?").trim().to_owned();
+        let arguments = String::from_utf8_lossy(&file("cmdline")).replace('\0', " ");
+        let arguments: String = arguments.trim().chars().take(MAX_ARGUMENTS).collect();
+        let stack = String::from_utf8_lossy(&file("stack")).into_owned();
+        let _ = writeln!(text, "{} {} {}: {arguments}", process.pid, field("Name:"), field("State:"));
+        // Only root may read it.
+        stack.lines().for_each(|line| text.push_str(&format!("    {line}\n")));
+    }
+    text
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

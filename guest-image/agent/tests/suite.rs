@@ -196,10 +196,11 @@ fn a_failing_test_of_check_brings_its_files_and_one_over_its_time_does_not_end_t
         ]
     );
     assert_eq!((run.timed_out, run.end), (1, Some(ProcessEnd::Exited(1))));
-    assert_eq!(
-        run.artefacts,
-        [("a/002.full".to_owned(), b"seen\n".to_vec()), ("a/002.out.bad".to_owned(), b"bad\n".to_vec())]
-    );
+    let (stacks, files) = run.artefacts.split_last().unwrap();
+    assert_eq!(files, [("a/002.full".to_owned(), b"seen\n".to_vec()), ("a/002.out.bad".to_owned(), b"bad\n".to_vec())]);
+    assert_eq!(stacks.0, "a/003.stacks");
+    let stacks = String::from_utf8_lossy(&stacks.1);
+    assert!(stacks.contains(" sleep S (sleeping): sleep "), "where the killed test was: {stacks}");
 }
 
 #[test]

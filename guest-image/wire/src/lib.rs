@@ -22,6 +22,8 @@ pub const MAX_FRAME: usize = 1 << 20;
 pub const MAX_CHUNK: usize = 64 << 10;
 /// Largest `data` in [`ToHost::Artefact`], bytes: of a longer file the start and the end are sent.
 pub const MAX_ARTEFACT: usize = 512 << 10;
+/// The kind of a [`ToHost::Artefact`] that the agent makes itself: where the processes of a test were when it was killed.
+pub const STACKS: &str = "stacks";
 /// How many bytes of [`ToGuest::Stdin`] the host may have under way that no [`ToHost::StdinConsumed`] has acknowledged.
 /// It bounds the agent's memory, and it keeps the stream free for the frames that must overtake a stuck standard input.
 pub const STDIN_WINDOW: usize = 256 << 10;

@@ -94,8 +94,8 @@ impl Reporter for Artefacts {
                 self.guests.remove(&event.guest);
             }
             RunEvent::Artefact { suite, test, kind, data, .. } => {
-                // What this side has to tell is no explanation by the suite.
-                if kind != AUTOPSY && kind != LAST_REQUESTS {
+                // What we have to tell is no explanation by the suite.
+                if ![AUTOPSY, LAST_REQUESTS, wire::STACKS].contains(&kind.as_str()) {
                     self.guests.entry(event.guest).or_default().has_files = true;
                 }
                 let test = if test.is_empty() { AFTER_RESULTS } else { test };

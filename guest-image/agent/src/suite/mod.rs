@@ -11,7 +11,7 @@ mod xfstests;
 
 use std::time::{Duration, Instant};
 
-use wire::{ProcessEnd, ResultFormat, Stream, SuitePlan, TestStatus, ToHost};
+use wire::{MAX_ARTEFACT, ProcessEnd, ResultFormat, STACKS, Stream, SuitePlan, TestStatus, ToHost};
 
 use crate::job::Job;
 use crate::link::Link;
@@ -143,7 +143,16 @@ impl Suite {
 
     /// Kills the running test with all it started, and reports it as an error; its harness goes on if it can.
     pub fn kill_test(&mut self, reason: &str, job: &Job, link: &mut Link) {
+        let stacks = job.stacks();
         let events = self.parser.abort(reason);
+        for event in &events {
+            if let TestEvent::Finished { name, status: TestStatus::Error, .. } = event
+                && !stacks.is_empty()
+            {
+                let (test, data) = (cut(name.clone(), MAX_NAME), cut(stacks.clone(), MAX_ARTEFACT).into_bytes());
+                link.send(&ToHost::Artefact { test, kind: STACKS.to_owned(), data });
+            }
+        }
         self.tell(events, link);
         if self.parser.survives_abort() {
             job.kill_children();
