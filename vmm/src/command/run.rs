@@ -20,6 +20,7 @@ use crate::report::{
     TerminalConfig, Verbosity, check_results_dir,
 };
 use crate::schedule::crew;
+use crate::schedule::times::{self, TestTimes};
 use crate::schedule::{Done, Policy, Schedule};
 use crate::session::exec_client::ForwardedSignals;
 use crate::session::{Deadlines, RunEvent, RunPlan};
@@ -113,7 +114,8 @@ impl RunRequest {
         let mut earlier = resumed.map(|resumed| resumed.earlier.clone());
         let done = earlier.as_mut().map_or_else(|| vec![Done::default(); suites.len()], |part| part.settle(&suites));
         let schedule = Schedule::new(suites.iter().cloned().zip(done), self.policy)
-            .after_guests(earlier.as_ref().map_or(0, EarlierPart::guests));
+            .after_guests(earlier.as_ref().map_or(0, EarlierPart::guests))
+            .with_times(|suite| times::read(&self.options.cache_dir, suite));
         let config = ReportConfig {
             results_parent: self.results.clone(),
             suites: self.suite_names(),
@@ -138,6 +140,7 @@ impl RunRequest {
             &signals.signals,
             &mut |guest, event| reporters.on_guest_event(guest, event),
         );
+        self.keep_times(&suites, &reporters);
         if self.retries > 0 {
             let retry = Retry { times: self.retries, suites: &suites, jobs: self.policy.jobs, plan: &plan };
             retry.run(&outcome, &guests, signals, &mut reporters);
@@ -163,6 +166,21 @@ impl RunRequest {
                 .with_context(|| format!("failed to write {}", stats_file.display()))?;
         }
         Ok(exit)
+    }
+
+    /// What tests took, for the next run.
+    fn keep_times(&self, suites: &[SuiteRun], reporters: &Reporters) {
+        for suite in suites.iter().filter(|suite| suite.listing.is_some()) {
+            let mut taken = TestTimes::new();
+            for (_, row) in reporters.results().filter(|(name, _)| *name == suite.plan.name) {
+                if let Some(test) = suite.test_of(&row.test) {
+                    *taken.entry(test.to_owned()).or_default() += row.duration_us;
+                }
+            }
+            if let Err(error) = times::keep(&self.options.cache_dir, &suite.plan.name, taken) {
+                tracing::info!("the times of {}'s tests are not kept: {error}", suite.plan.name);
+            }
+        }
     }
 
     fn plan(&self, speed_factor: f64) -> (RunPlan, Vec<SuiteRun>) {

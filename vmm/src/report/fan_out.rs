@@ -30,7 +30,7 @@ use super::tap::{OutputFormat, Tap};
 use super::terminal::{self, Terminal, TerminalConfig};
 use crate::exit_code::ExitCode;
 use crate::session::{RunEvent, RunOutcome, TimedEvent};
-use crate::verdict::{Baseline, Tally, exit_code, with_failed_reporter};
+use crate::verdict::{Baseline, Row, Tally, exit_code, with_failed_reporter};
 
 /// The first guest's console log in the results folder; the machine writes it.
 pub const CONSOLE_LOG: &str = "console.log";
@@ -247,12 +247,15 @@ impl Reporters {
         }
     }
 
+    /// Every result that is kept, with its suite.
+    pub fn results(&self) -> impl Iterator<Item = (&str, &Row)> {
+        self.tally.suites().iter().flat_map(|suite| suite.tests.iter().map(|row| (suite.name.as_str(), row)))
+    }
+
     /// Suite and name of every test that failed and should not have.
     pub fn bad_results(&self) -> impl Iterator<Item = (&str, &str)> {
-        let rows =
-            self.tally.suites().iter().flat_map(|suite| suite.tests.iter().map(|row| (suite.name.as_str(), row)));
-        rows.filter(|(_, row)| row.judgement.is_bad() && row.status != TestStatus::Skip)
-            .map(|(suite, row)| (suite, row.test.as_str()))
+        let bad = |row: &Row| row.judgement.is_bad() && row.status != TestStatus::Skip;
+        self.results().filter(move |(_, row)| bad(row)).map(|(suite, row)| (suite, row.test.as_str()))
     }
 
     /// What the machine cost, for `results.json`.

@@ -9,6 +9,7 @@ pub mod crew;
 mod policy;
 mod state;
 mod suite_work;
+pub mod times;
 
 pub use policy::{GuestPer, Policy, Shard};
 pub use state::Schedule;

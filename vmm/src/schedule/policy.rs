@@ -76,12 +76,19 @@ impl Policy {
         self.jobs > 1 || self.guest_per != GuestPer::Run || self.shard.is_some()
     }
 
-    /// How many of `waiting` tests a guest is given at a time. Less and less where several share the work, so that all end at
-    /// about the same time.
-    pub(super) fn portion(&self, waiting: usize) -> usize {
+    /// How many of the tests that wait, each with the time that it takes, a guest is given at a time. Less and less where
+    /// several share the work, so that all end at about the same time.
+    pub(super) fn portion(&self, waiting: &[u64]) -> usize {
         let share = match self.jobs {
-            0 | 1 => waiting,
-            jobs => waiting.div_ceil(2 * jobs),
+            0 | 1 => waiting.len(),
+            jobs => {
+                let share = waiting.iter().sum::<u64>() / (2 * jobs as u64);
+                let ends = waiting.iter().scan(0u64, |sum, time| {
+                    *sum = sum.saturating_add(*time);
+                    Some(*sum)
+                });
+                ends.take_while(|sum| *sum <= share).count()
+            }
         };
         match self.guest_per {
             GuestPer::Test => 1,
@@ -116,9 +123,10 @@ mod tests {
     #[test]
     fn portions_get_smaller_and_are_never_nothing() {
         let two = Policy { jobs: 2, ..Policy::default() };
-        assert_eq!([100, 10, 1].map(|waiting| two.portion(waiting)), [25, 3, 1]);
-        assert_eq!(Policy::default().portion(100), 100);
-        assert_eq!(Policy { guest_per: GuestPer::Test, ..two }.portion(100), 1);
-        assert_eq!(Policy { guest_per: GuestPer::Batch, ..Policy::default() }.portion(100), BATCH);
+        assert_eq!([100, 10, 1].map(|waiting| two.portion(&vec![1; waiting])), [25, 2, 1]);
+        assert_eq!(two.portion(&[50, 10, 10, 10, 10, 10]), 1, "the long one is a portion by itself");
+        assert_eq!(Policy::default().portion(&[1; 100]), 100);
+        assert_eq!(Policy { guest_per: GuestPer::Test, ..two }.portion(&[1; 100]), 1);
+        assert_eq!(Policy { guest_per: GuestPer::Batch, ..Policy::default() }.portion(&[1; 100]), BATCH);
     }
 }

@@ -4,6 +4,7 @@ use guest_image::suite::SuiteRun;
 
 use super::policy::{GuestPer, Policy};
 use super::suite_work::{Done, SuiteWork};
+use super::times::TestTimes;
 use crate::session::{Fate, GuestEnd, RunEvent, RunOutcome, Task};
 
 /// That many guests in a row which died before a test of theirs had come to its end, and there is no use in one more.
@@ -37,6 +38,16 @@ impl Schedule {
     pub fn of_tests(suites: impl IntoIterator<Item = (SuiteRun, Vec<String>)>, policy: Policy) -> Self {
         let suites = suites.into_iter().map(|(run, tests)| SuiteWork::of_tests(run, tests)).collect();
         Self { suites, ..Self::new([], policy) }
+    }
+
+    /// With what is known of the tests' times, by suite.
+    #[must_use]
+    pub fn with_times(self, times: impl Fn(&str) -> TestTimes) -> Self {
+        let suites = self.suites.into_iter().map(|suite| {
+            let known = times(suite.name());
+            suite.with_times(known)
+        });
+        Self { suites: suites.collect(), ..self }
     }
 
     /// Guests are numbered behind these, which the run had before.

@@ -7,6 +7,7 @@ use guest_image::suite::SuiteRun;
 use wire::{ResultFormat, SuitePlan, TestStatus};
 
 use super::policy::Policy;
+use super::times::TestTimes;
 use crate::session::{AUTOPSY, RunEvent, SuiteEnd};
 
 /// What an earlier part of the run did of a suite.
@@ -54,6 +55,8 @@ pub(super) struct SuiteWork {
     pub(super) run: SuiteRun,
     tests: Tests,
     waiting: VecDeque<String>,
+    times: TestTimes,
+    mean_time: u64,
     finished: HashSet<String>,
     under_way: HashMap<u32, UnderWay>,
     suspect: Option<Suspect>,
@@ -72,6 +75,8 @@ impl SuiteWork {
             tests: if run.listing.is_some() { Tests::Unknown } else { Tests::OneWhole },
             run,
             waiting: VecDeque::new(),
+            times: TestTimes::new(),
+            mean_time: 1,
             finished: done.tests,
             under_way: HashMap::new(),
             suspect: None,
@@ -89,6 +94,12 @@ impl SuiteWork {
         work.tests = Tests::Listed(tests.iter().cloned().zip(0..).collect());
         work.waiting = tests.into();
         work
+    }
+
+    /// The same, with what is known of its tests' times.
+    pub(super) fn with_times(self, times: TestTimes) -> Self {
+        let mean_time = times.values().sum::<u64>() / (times.len() as u64).max(1);
+        Self { times, mean_time, ..self }
     }
 
     pub(super) fn name(&self) -> &str {
@@ -123,7 +134,8 @@ impl SuiteWork {
             self.under_way.insert(guest, UnderWay::default());
             return Some(self.run.plan.clone());
         }
-        let portion = policy.portion(self.waiting.len()).min(self.waiting.len());
+        let times: Vec<u64> = self.waiting.iter().map(|test| self.time_of(test)).collect();
+        let portion = policy.portion(&times).min(self.waiting.len());
         let tests: Vec<String> = self.waiting.drain(..portion).collect();
         let plan = self.run.with_tests(tests.iter().map(String::as_str)).filter(|_| !tests.is_empty())?;
         self.under_way.insert(guest, UnderWay { tests: Some(tests), ..UnderWay::default() });
@@ -137,7 +149,11 @@ impl SuiteWork {
                 let here = |&(place, _): &(usize, String)| policy.shard.is_none_or(|shard| shard.has(place));
                 let list: Vec<String> = list.into_iter().enumerate().filter(here).map(|(_, test)| test).collect();
                 self.tests = Tests::Listed(list.iter().cloned().zip(0..).collect());
-                self.waiting = list.into_iter().filter(|test| !self.finished.contains(test)).collect();
+                let mut waiting: Vec<String> = list.into_iter().filter(|test| !self.finished.contains(test)).collect();
+                if policy.jobs > 1 {
+                    waiting.sort_by_key(|test| std::cmp::Reverse(self.time_of(test)));
+                }
+                self.waiting = waiting.into();
                 let mut events = Vec::new();
                 if let Some(suspect) = self.suspect.take()
                     && let Some(test) = self.waiting.pop_front()
@@ -335,6 +351,11 @@ impl SuiteWork {
 
     fn has_one_result_per_test(&self) -> bool {
         matches!(self.run.plan.format, ResultFormat::PjdfstestRs | ResultFormat::Xfstests)
+    }
+
+    /// What it took last; the mean of all where that is not known.
+    fn time_of(&self, test: &str) -> u64 {
+        self.times.get(test).copied().unwrap_or(self.mean_time).max(1)
     }
 
     fn place_of(&self, test: &str) -> usize {

@@ -284,6 +284,24 @@ fn two_guests_work_at_the_same_suite_and_it_ends_once() {
 }
 
 #[test]
+fn with_several_guests_what_takes_long_begins_first() {
+    let jobs = Policy { jobs: 2, ..Policy::default() };
+    let times = |_: &str| [("b".to_owned(), 900), ("c".to_owned(), 50)].into();
+    let mut schedule = schedule(vec![listed("s")], jobs).with_times(times);
+    let guest = schedule.new_guest().unwrap();
+    assert!(matches!(schedule.next_task(guest, 0), Some(Task::List(_))));
+    schedule.listed(names(&["a", "b", "c", "d"]));
+    // a and d, of which nothing is known, count as the mean.
+    let mut portions = Vec::new();
+    while let Some(Task::Run(plan)) = schedule.next_task(guest, 0) {
+        portions.push(plan.command.argv[1..].to_vec());
+        schedule.observe(guest, ended("s", OK));
+    }
+    assert_eq!(portions[0], ["b"]);
+    assert_eq!(portions.concat(), ["b", "a", "d", "c"]);
+}
+
+#[test]
 fn what_is_done_already_is_not_run_again() {
     let done = Done { tests: ["b".to_owned()].into(), ended: false };
     let ended = Done { tests: Default::default(), ended: true };
