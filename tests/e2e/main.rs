@@ -8,6 +8,7 @@ mod going_on;
 mod guest_trouble;
 mod host_trouble;
 mod interrupt;
+mod requests;
 mod run;
 mod shell;
 mod suite_run;
