@@ -4,6 +4,7 @@
 
 mod dax;
 mod exec;
+mod faults;
 mod going_on;
 mod guest_trouble;
 mod host_trouble;

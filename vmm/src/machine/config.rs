@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use devices::virtio::fs::{CachePolicy, FsConfig, IdMap, InodeHandles, XattrMap};
+use devices::virtio::fs::{CachePolicy, FaultRule, FsConfig, IdMap, InodeHandles, XattrMap};
 
 use super::flight::TRACE_RECORDS;
 
@@ -40,11 +40,14 @@ pub struct ShareSettings {
     pub dax_window: u64,
     /// So many requests are kept that somebody can write all of them to a file.
     pub trace: bool,
+    /// Faults that are injected on purpose, each into its share.
+    pub faults: Vec<FaultRule>,
 }
 
 impl ShareSettings {
     /// Sets what the device has to know.
     pub(super) fn apply(&self, fs: &mut FsConfig) {
+        fs.faults.clone_from(&self.faults);
         if self.trace {
             fs.flight_records = TRACE_RECORDS;
         }

@@ -119,6 +119,11 @@ impl FuseServer {
         outcome
     }
 
+    /// Answers a request with an errno instead of serving it.
+    pub(super) fn refuse(&self, request: &Request<'_>, error: i32) -> Outcome {
+        self.finish(request, Err(errno(error)))
+    }
+
     fn serve_unanswered(&self, request: &Request<'_>) {
         match request.header.opcode {
             opcode::FORGET | opcode::BATCH_FORGET => {

@@ -8,6 +8,7 @@ mod containment;
 mod dax;
 mod device;
 mod directories;
+mod faults;
 mod file_data;
 mod files;
 mod flight;
