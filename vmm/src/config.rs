@@ -209,6 +209,8 @@ fn share_settings(args: &ServeArgs, tags: &[&str]) -> Result<ShareSettings, Usag
         dax_window: args.dax.as_deref().map_or(Ok(0), |size| dax_window(size, tags.len()))?,
         trace: false,
         faults: args.fault.iter().map(|rule| fault(rule, tags)).collect::<Result<_, _>>()?,
+        #[cfg(feature = "planted-bugs")]
+        planted_bug: args.planted_bug,
     })
 }
 

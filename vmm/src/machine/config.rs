@@ -42,11 +42,18 @@ pub struct ShareSettings {
     pub trace: bool,
     /// Faults that are injected on purpose, each into its share.
     pub faults: Vec<FaultRule>,
+    /// A fault that tests should notice.
+    #[cfg(feature = "planted-bugs")]
+    pub planted_bug: Option<devices::virtio::fs::PlantedBug>,
 }
 
 impl ShareSettings {
     /// Sets what the device has to know.
     pub(super) fn apply(&self, fs: &mut FsConfig) {
+        #[cfg(feature = "planted-bugs")]
+        {
+            fs.planted_bug = self.planted_bug;
+        }
         fs.faults.clone_from(&self.faults);
         if self.trace {
             fs.flight_records = TRACE_RECORDS;

@@ -96,6 +96,9 @@ pub struct FsConfig {
     pub flight_records: usize,
     /// Faults that are injected on purpose; those for other shares count for nothing.
     pub faults: Vec<FaultRule>,
+    /// A fault that tests should notice.
+    #[cfg(feature = "planted-bugs")]
+    pub planted_bug: Option<super::PlantedBug>,
 }
 
 impl FsConfig {
@@ -119,6 +122,8 @@ impl FsConfig {
             dax_window: 0,
             flight_records: FLIGHT_RECORDS,
             faults: Vec::new(),
+            #[cfg(feature = "planted-bugs")]
+            planted_bug: None,
         }
     }
 }

@@ -105,6 +105,8 @@ impl FsDevice {
             *to = from;
         }
         let server = FuseServer::new(&short_name(&config.tag, " slow"), PassthroughFs::new(&config, budget)?);
+        #[cfg(feature = "planted-bugs")]
+        let server = server.with_bug(config.planted_bug);
         Ok(FsDevice {
             name: format!("fs[{}]", config.tag),
             queue_sizes: vec![QUEUE_SIZE; usize::from(FIRST_REQUEST_QUEUE + queues)],

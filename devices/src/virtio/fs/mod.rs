@@ -23,6 +23,8 @@ mod lock_waits;
 mod messages;
 mod operation;
 mod passthrough;
+#[cfg(feature = "planted-bugs")]
+mod planted_bugs;
 mod queue_worker;
 mod requests;
 mod slow_pool;
@@ -36,6 +38,8 @@ pub use device::{FsDevice, FsError};
 pub use fault::{FaultError, FaultRule};
 pub use flight::{FLIGHT_RECORDS, FlightNews, FlightPosition, FlightReader, Record};
 pub use id_map::{IdMap, IdMapError};
+#[cfg(feature = "planted-bugs")]
+pub use planted_bugs::PlantedBug;
 pub use stats::{FsStats, FsStatsReader, OperationStats};
 pub use tag::{Tag, TagError};
 pub use xattr_map::{XattrMap, XattrMapError};

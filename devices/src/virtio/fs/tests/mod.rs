@@ -19,6 +19,8 @@ mod locks;
 mod malformed;
 mod names;
 mod ownership;
+#[cfg(feature = "planted-bugs")]
+mod planted;
 mod random;
 mod settings;
 mod slow;
