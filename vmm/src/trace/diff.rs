@@ -155,7 +155,7 @@ impl ShareDiff {
     }
 }
 
-/// Where the last divergence ends in the first trace: what is before it was shown.
+/// Where the last divergence ends in the first trace.
 fn last_end(divergences: &[Divergence]) -> usize {
     divergences.last().map_or(0, |last| last.at.0 + last.only_first.len())
 }

@@ -91,7 +91,7 @@ fn where_two_traces_part_is_told_with_what_was_before_and_behind_it() {
 }
 
 #[test]
-fn differences_that_follow_each_other_do_not_show_the_same_lines_twice() {
+fn what_is_shown_before_a_difference_does_not_reach_into_the_one_before_it() {
     let first: Vec<_> = (0..6).map(|at| request(at, "GETATTR", 1, &[&at.to_string()])).collect();
     let mut second = first.clone();
     second[1] = failed(second[1].clone(), "EIO");
