@@ -9,7 +9,7 @@ SUITE ?= pjdfstest-rs
 # Root needs no sudo; without either, the packages must be there already.
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: run test setup build prepare unit e2e lint bench bench-boot bench-memory clean help
+.PHONY: run test test-planted setup build prepare unit e2e lint bench bench-boot bench-memory clean help
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,12 @@ prepare: setup ## Get and build what guests boot from
 	$(VMM) suite add pjdfstest-rs
 
 test: lint unit e2e ## Everything CI runs
+
+# A build of its own, so that the one that people use never has them.
+test-planted: prepare ## Plant ten bugs in the file server, one at a time; show which tests notice (takes long)
+	$(CARGO) test --locked -p devices --features planted-bugs planted
+	$(CARGO) build --release --locked -p vmm --features planted-bugs --target-dir target/planted
+	$(VMM) host exec -- tests/planted/planted.sh target/planted/release/vmm $(PLANTED)
 
 bench: setup ## Compare what file operations cost with QEMU + virtiofsd, print the table; RUNS= OPS= CPUS= choose
 	tests/bench/fs.sh

@@ -15,13 +15,15 @@
 use std::any::Any;
 use std::error::Error;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::virtio::{DeviceFailure, VirtioInterrupt};
@@ -78,6 +80,28 @@ impl StopEvent {
     /// queue full would else keep the worker from ever looking at its events.
     pub fn is_requested(&self) -> bool {
         self.shared.requested.get().is_some()
+    }
+
+    /// Waits until the worker is asked to stop, at most for `limit` if there is one; true if it was asked.
+    pub fn wait(&self, limit: Option<Duration>) -> bool {
+        let until = limit.and_then(|limit| Instant::now().checked_add(limit));
+        while !self.is_requested() {
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return false;
+            }
+            let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+            // SAFETY: `self` owns the descriptor and is borrowed for as long.
+            let event = unsafe { BorrowedFd::borrow_raw(self.shared.event.as_raw_fd()) };
+            let mut fds = [PollFd::new(&event, PollFlags::IN)];
+            if let Err(error) = poll(&mut fds, timeout.as_ref())
+                && error != Errno::INTR
+            {
+                tracing::warn!("a worker cannot wait: {error}");
+                return self.is_requested();
+            }
+        }
+        true
     }
 
     /// Asks the worker to stop; returns when that was asked first.

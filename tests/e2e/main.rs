@@ -4,10 +4,12 @@
 
 mod dax;
 mod exec;
+mod faults;
 mod going_on;
 mod guest_trouble;
 mod host_trouble;
 mod interrupt;
+mod requests;
 mod run;
 mod shell;
 mod suite_run;

@@ -135,6 +135,14 @@ pub struct ServeArgs {
     /// Translate group ids, likewise (repeatable)
     #[arg(long, value_name = "RULE")]
     pub translate_gid: Vec<String>,
+    /// Inject a fault into requests on purpose: [SHARE:]op=OPERATION[,name=NAME][,nth=N|,every=N] and errno=NAME, short,
+    /// stall or delay=TIME, such as myfs1:op=WRITE,nth=7,errno=EIO (repeatable; each share counts for itself)
+    #[arg(long, value_name = "RULE")]
+    pub fault: Vec<String>,
+    /// Serve with a fault that tests should notice.
+    #[cfg(feature = "planted-bugs")]
+    #[arg(long, hide = true, value_name = "NAME", env = "VMM_PLANTED_BUG")]
+    pub planted_bug: Option<devices::virtio::fs::PlantedBug>,
     /// Give each share a window of SIZE through which the guest maps its files (DAX): a multiple of 2M, up to 8G
     #[arg(long, value_name = "SIZE")]
     pub dax: Option<String>,

@@ -6,7 +6,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use devices::virtio::fs::{DAX_RANGE, IdMap, InodeHandles, MAX_DAX_WINDOW, MAX_DAX_WINDOWS, XattrMapError};
+use devices::virtio::fs::{
+    DAX_RANGE, FaultError, FaultRule, IdMap, InodeHandles, MAX_DAX_WINDOW, MAX_DAX_WINDOWS, XattrMapError,
+};
 use guest_image::kernel::KernelSpec;
 
 use crate::cli::{CacheChoice, DaxMode, InodeHandlesChoice, MachineArgs, ServeArgs};
@@ -91,6 +93,11 @@ impl MachineOptions {
         } else {
             Shares::Given(parse_shares(args.shared_dir.iter().map(std::ops::Deref::deref))?)
         };
+        let tags: Vec<&str> = match &shares {
+            Shares::Scratch(_) => DEFAULT_TAGS.to_vec(),
+            Shares::Given(given) => given.iter().map(|share| share.tag.as_str()).collect(),
+        };
+        let share_settings = ShareSettings { trace: args.trace.is_some(), ..share_settings(&args.serve, &tags)? };
         Ok(Self {
             kernel,
             cpus: args.cpus,
@@ -98,10 +105,7 @@ impl MachineOptions {
             append: args.append.join(" "),
             shares,
             cache: args.cache,
-            share_settings: ShareSettings {
-                trace: args.trace.is_some(),
-                ..share_settings(&args.serve, args.shared_dir.len())?
-            },
+            share_settings,
             dax_mode: args.serve.dax.as_ref().map(|_| args.serve.dax_mode.unwrap_or_default()),
             stats: args.stats,
             trace: args.trace.as_deref().map(check_trace).transpose()?,
@@ -187,7 +191,7 @@ fn host_memory_mib() -> Option<u64> {
     u64::from(info.mem_unit).checked_mul(info.totalram).map(|bytes| bytes >> 20)
 }
 
-fn share_settings(args: &ServeArgs, shares: usize) -> Result<ShareSettings, UsageError> {
+fn share_settings(args: &ServeArgs, tags: &[&str]) -> Result<ShareSettings, UsageError> {
     let xattr_map = args.xattrmap.as_deref().map(str::parse).transpose();
     Ok(ShareSettings {
         read_only: args.readonly,
@@ -202,9 +206,22 @@ fn share_settings(args: &ServeArgs, shares: usize) -> Result<ShareSettings, Usag
         xattr_map: xattr_map.map_err(|e: XattrMapError| UsageError(format!("--xattrmap: {e}")))?.unwrap_or_default(),
         uid_map: id_map("--translate-uid", &args.translate_uid)?,
         gid_map: id_map("--translate-gid", &args.translate_gid)?,
-        dax_window: args.dax.as_deref().map_or(Ok(0), |size| dax_window(size, shares))?,
+        dax_window: args.dax.as_deref().map_or(Ok(0), |size| dax_window(size, tags.len()))?,
         trace: false,
+        faults: args.fault.iter().map(|rule| fault(rule, tags)).collect::<Result<_, _>>()?,
+        #[cfg(feature = "planted-bugs")]
+        planted_bug: args.planted_bug,
     })
+}
+
+/// Reads `--fault` for shares with these tags.
+fn fault(text: &str, tags: &[&str]) -> Result<FaultRule, UsageError> {
+    let wrong = |why: String| UsageError(format!("--fault {text}: {why}"));
+    let rule: FaultRule = text.parse().map_err(|e: FaultError| wrong(crate::command::error_chain(&e)))?;
+    if !tags.iter().any(|tag| rule.is_for(tag)) {
+        return Err(wrong(format!("there is no such share; there are {}", tags.join(", "))));
+    }
+    Ok(rule)
 }
 
 fn id_map(flag: &str, rules: &[String]) -> Result<IdMap, UsageError> {
@@ -280,7 +297,7 @@ mod tests {
 
     #[test]
     fn shares_are_served_plainly_unless_flags_say_otherwise() {
-        assert_eq!(share_settings(&ServeArgs::default(), 0).unwrap(), ShareSettings::default());
+        assert_eq!(share_settings(&ServeArgs::default(), &[]).unwrap(), ShareSettings::default());
         let all = ServeArgs {
             readonly: true,
             writeback: true,
@@ -291,15 +308,17 @@ mod tests {
             xattrmap: Some(":map::user.virtiofs.:".into()),
             translate_uid: vec!["map:0:1000:1".into(), "forbid-guest:7:1".into()],
             translate_gid: vec!["map:0:1001:1".into()],
+            fault: vec!["op=READ,short".into(), "t:op=LOOKUP,nth=2,errno=EIO".into()],
             dax: Some("256M".into()),
-            dax_mode: None,
+            ..ServeArgs::default()
         };
-        let settings = share_settings(&all, 1).unwrap();
+        let settings = share_settings(&all, &["t"]).unwrap();
         assert!(settings.read_only && settings.writeback && settings.posix_acl);
         assert!(settings.security_context && settings.posix_locks);
         assert_eq!((settings.inode_handles, settings.dax_window), (InodeHandles::Never, 256 << 20));
         assert_eq!(settings.xattr_map, ":map::user.virtiofs.:".parse().unwrap());
         assert_eq!(settings.uid_map, "map:0:1000:1,forbid-guest:7:1".parse().unwrap());
+        assert_eq!((settings.faults.len(), settings.trace), (2, false));
         assert_eq!(settings.gid_map, "map:0:1001:1".parse().unwrap());
     }
 
@@ -314,8 +333,18 @@ mod tests {
                 "map:0:0:0",
             ),
         ];
-        for (args, flag, rule) in wrong {
-            let UsageError(text) = share_settings(&args, 1).unwrap_err();
+        let wrong_fault = |rule: &str| ServeArgs { fault: vec![rule.into()], ..ServeArgs::default() };
+        let wrong_faults = [
+            (wrong_fault("op=WRIET,stall"), "--fault op=WRIET,stall: op=WRIET: FUSE has", "WRITE"),
+            (
+                wrong_fault("other:op=WRITE,stall"),
+                "--fault other:op=WRITE,stall: there is no such share",
+                "myfs1, myfs2",
+            ),
+            (wrong_fault(":op=WRITE,stall"), "--fault", "tag may not be empty"),
+        ];
+        for (args, flag, rule) in wrong.into_iter().chain(wrong_faults) {
+            let UsageError(text) = share_settings(&args, &["myfs1", "myfs2"]).unwrap_err();
             assert!(text.starts_with(flag) && text.contains(rule), "{text}");
         }
     }

@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 
 use crate::config::UsageError;
 use crate::exit_code::ExitCode;
-use crate::trace::{Diff, Divergence, Naming, SavedTrace, SavedTraceError, ShareDiff, describe};
+use crate::trace::{Diff, DiffOptions, Divergence, Naming, SavedTrace, SavedTraceError, ShareDiff, describe};
 
 /// Lines of one side of a difference that are shown.
 const SHOWN: usize = 20;
@@ -47,6 +47,9 @@ pub struct DiffArgs {
     /// Leave names and paths out of the comparison: for tests that choose names at random
     #[arg(long)]
     pub ignore_names: bool,
+    /// Compare also what a guest asks for again because its cache has become too old, which differs by chance
+    #[arg(long)]
+    pub refreshes: bool,
     /// How many differences of each share to show [default: the first]
     #[arg(long, value_name = "N", default_value_t = 1, hide_default_value = true)]
     pub differences: usize,
@@ -66,7 +69,8 @@ pub fn trace(args: &TraceArgs) -> anyhow::Result<ExitCode> {
     let (text, code) = match &args.command {
         TraceCommand::Diff(args) => {
             let (first, second) = (read(&args.first)?, read(&args.second)?);
-            let diff = Diff::new(&first, &second, args.ignore_names, args.context);
+            let options = DiffOptions { nameless: args.ignore_names, refreshes: args.refreshes, context: args.context };
+            let diff = Diff::new(&first, &second, options);
             let text = match args.json {
                 true => serde_json::to_string_pretty(&diff)? + "\n",
                 false => {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use devices::virtio::fs::{CachePolicy, FsConfig, IdMap, InodeHandles, XattrMap};
+use devices::virtio::fs::{CachePolicy, FaultRule, FsConfig, IdMap, InodeHandles, XattrMap};
 
 use super::flight::TRACE_RECORDS;
 
@@ -40,11 +40,21 @@ pub struct ShareSettings {
     pub dax_window: u64,
     /// So many requests are kept that somebody can write all of them to a file.
     pub trace: bool,
+    /// Faults that are injected on purpose, each into its share.
+    pub faults: Vec<FaultRule>,
+    /// A fault that tests should notice.
+    #[cfg(feature = "planted-bugs")]
+    pub planted_bug: Option<devices::virtio::fs::PlantedBug>,
 }
 
 impl ShareSettings {
     /// Sets what the device has to know.
     pub(super) fn apply(&self, fs: &mut FsConfig) {
+        #[cfg(feature = "planted-bugs")]
+        {
+            fs.planted_bug = self.planted_bug;
+        }
+        fs.faults.clone_from(&self.faults);
         if self.trace {
             fs.flight_records = TRACE_RECORDS;
         }

@@ -116,6 +116,14 @@ impl fmt::Display for Statistics {
                 )?;
             }
         }
+        for share in &self.shares {
+            let struck = share.operations.iter().filter(|operation| operation.injected > 0);
+            let struck: Vec<_> =
+                struck.map(|operation| format!("{} × {}", operation.injected, operation.name)).collect();
+            if !struck.is_empty() {
+                writeln!(f, "{}: faults injected on purpose: {}", share.tag, struck.join(", "))?;
+            }
+        }
         for (index, vcpu) in self.vcpus.iter().enumerate() {
             writeln!(
                 f,
@@ -142,6 +150,7 @@ mod tests {
             opcode: 3,
             count: 200,
             errors: 1,
+            injected: 0,
             bytes_in: 11_200,
             bytes_out: 24_000,
             p50_ns: 2_500,
@@ -167,6 +176,16 @@ mod tests {
             Some("vcpu0: 500 exits (3 port I/O, 400 memory-mapped I/O, 97 halts), 210 interrupts")
         );
         assert_eq!(text.lines().last(), Some("2.50 exits per FUSE request"));
+    }
+
+    #[test]
+    fn injected_faults_are_told_apart() {
+        let mut statistics = example();
+        assert!(!statistics.to_string().contains("on purpose"));
+        statistics.shares[0].operations[0].injected = 3;
+        let text = statistics.to_string();
+        assert!(text.contains("\nmyfs1: faults injected on purpose: 3 × GETATTR\n"), "{text}");
+        assert_eq!(statistics.to_json().unwrap()["shares"][0]["operations"][0]["injected"], 3);
     }
 
     #[test]

@@ -15,6 +15,17 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Operations that come when the guest's caches want it and do nothing that a test sees. They are counted, not aligned.
 const UNORDERED: [&str; 3] = ["FORGET", "BATCH_FORGET", "INTERRUPT"];
 
+/// How traces are compared.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DiffOptions {
+    /// Without names and paths: for tests that choose names at random.
+    pub nameless: bool,
+    /// With what a guest asks for again because its cache is too old: see [`Naming::is_refresh`].
+    pub refreshes: bool,
+    /// How many requests around each difference come with it.
+    pub context: usize,
+}
+
 /// Two traces, share by share.
 #[derive(Clone, Debug, Serialize)]
 pub struct Diff {
@@ -59,7 +70,7 @@ struct Side {
 
 type Sides = BTreeMap<(u32, String), Side>;
 
-fn sides(trace: &SavedTrace, nameless: bool) -> Sides {
+fn sides(trace: &SavedTrace, options: DiffOptions) -> Sides {
     let mut order: Vec<_> = trace.requests.iter().collect();
     // Requests of several queues lie side by side; the order in which they were taken is what the guest did.
     order.sort_by_key(|(machine, record)| (*machine, record.at_ns));
@@ -69,8 +80,10 @@ fn sides(trace: &SavedTrace, nameless: bool) -> Sides {
         let naming: &mut Naming = namings.entry(key.clone()).or_default();
         let side = sides.entry(key).or_default();
         *side.counts.entry(record.operation.to_string()).or_default() += 1;
-        if !UNORDERED.contains(&record.operation.as_ref()) {
-            side.requests.push(describe(record, naming, nameless));
+        let is_left_out =
+            UNORDERED.contains(&record.operation.as_ref()) || (!options.refreshes && naming.is_refresh(record));
+        if !is_left_out {
+            side.requests.push(describe(record, naming, options.nameless));
         }
         naming.learn(record);
     }
@@ -78,17 +91,17 @@ fn sides(trace: &SavedTrace, nameless: bool) -> Sides {
 }
 
 impl Diff {
-    /// Aligns two traces; without names and paths if `nameless`. Each difference comes with so many requests around it.
+    /// Aligns two traces.
     #[must_use]
-    pub fn new(first: &SavedTrace, second: &SavedTrace, nameless: bool, context: usize) -> Self {
-        let (mut first, mut second) = (sides(first, nameless), sides(second, nameless));
+    pub fn new(first: &SavedTrace, second: &SavedTrace, options: DiffOptions) -> Self {
+        let (mut first, mut second) = (sides(first, options), sides(second, options));
         let mut keys: Vec<_> = first.keys().chain(second.keys()).cloned().collect();
         keys.sort();
         keys.dedup();
         let shares = keys.into_iter().map(|key| {
             let (first, second) = (first.remove(&key).unwrap_or_default(), second.remove(&key).unwrap_or_default());
             let share = if key.0 > 1 { format!("{} of machine {}", key.1, key.0) } else { key.1 };
-            ShareDiff::new(share, first, second, context)
+            ShareDiff::new(share, first, second, options.context)
         });
         Self { shares: shares.collect() }
     }
@@ -142,7 +155,7 @@ impl ShareDiff {
     }
 }
 
-/// Where the last divergence ends in the first trace: what is before it was shown.
+/// Where the last divergence ends in the first trace.
 fn last_end(divergences: &[Divergence]) -> usize {
     divergences.last().map_or(0, |last| last.at.0 + last.only_first.len())
 }

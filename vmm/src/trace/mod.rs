@@ -7,7 +7,7 @@ mod recorder;
 mod request;
 mod saved;
 
-pub use diff::{Diff, Divergence, ShareDiff};
+pub use diff::{Diff, DiffOptions, Divergence, ShareDiff};
 pub use line::last_requests;
 pub use recorder::{Trace, TraceError};
 pub use request::{Naming, describe};

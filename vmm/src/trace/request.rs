@@ -18,6 +18,8 @@ pub struct Naming {
     paths: HashMap<u64, String>,
     /// Nodes of which no name is known, in order of appearance.
     nameless: HashMap<u64, usize>,
+    /// What names in directories led to last.
+    entries: HashMap<(u64, String), u64>,
 }
 
 impl Naming {
@@ -33,9 +35,24 @@ impl Naming {
         format!("<node {}>", self.nameless.entry(node).or_insert(next))
     }
 
+    /// Whether a request only asks again for what the guest was told before: its cache has become too old, or is too small,
+    /// which depends on the time.
+    pub fn is_refresh(&self, record: &Record) -> bool {
+        match (record.operation.as_ref(), record.entry, record.names.first()) {
+            ("GETATTR" | "STATX", ..) => record.error.is_none() && !record.in_flight,
+            ("LOOKUP", Some(entry), Some(name)) => {
+                name == "." || name == ".." || self.entries.get(&(record.node, name.clone())) == Some(&entry)
+            }
+            _ => false,
+        }
+    }
+
     /// Learns what a request tells of nodes' names.
     pub fn learn(&mut self, record: &Record) {
         let Some(entry) = record.entry.filter(|entry| *entry != ROOT) else { return };
+        if let Some(name) = record.names.first() {
+            self.entries.insert((record.node, name.clone()), entry);
+        }
         let directory = self.path(record.node);
         let path = match record.names.first().map(String::as_str) {
             // A lookup of these leads to a node that has a name.

@@ -42,6 +42,10 @@ fn trace(requests: &[Record]) -> SavedTrace {
     SavedTrace { requests: requests.iter().map(|record| (1, record.clone())).collect(), ..SavedTrace::default() }
 }
 
+fn options(nameless: bool, context: usize) -> DiffOptions {
+    DiffOptions { nameless, refreshes: true, context }
+}
+
 /// The same life of a file twice, under numbers and at times of its own.
 fn life(nodes: u64, times: u64) -> Vec<Record> {
     vec![
@@ -58,7 +62,7 @@ fn life(nodes: u64, times: u64) -> Vec<Record> {
 fn numbers_times_and_the_order_of_lines_make_no_difference() {
     let mut second = life(900, 77_000);
     second.reverse();
-    let diff = Diff::new(&trace(&life(2, 5)), &trace(&second), false, 3);
+    let diff = Diff::new(&trace(&life(2, 5)), &trace(&second), options(false, 3));
     assert!(diff.is_same());
     assert_eq!((diff.shares[0].share.as_str(), diff.shares[0].same), ("myfs1", 6));
     assert_eq!(diff.shares[0].operations["WRITE"], (1, 1));
@@ -69,7 +73,7 @@ fn where_two_traces_part_is_told_with_what_was_before_and_behind_it() {
     let mut second = life(50, 0);
     second[2] = failed(second[2].clone(), "EIO");
     second.insert(3, request(22, "FSYNC", 51, &[]));
-    let diff = Diff::new(&trace(&life(2, 0)), &trace(&second), false, 1);
+    let diff = Diff::new(&trace(&life(2, 0)), &trace(&second), options(false, 1));
     let [share] = &diff.shares[..] else { panic!("{diff:?}") };
     let lines = |text: &str| vec![text.to_owned()];
     assert_eq!(
@@ -87,12 +91,12 @@ fn where_two_traces_part_is_told_with_what_was_before_and_behind_it() {
 }
 
 #[test]
-fn differences_that_follow_each_other_do_not_show_the_same_lines_twice() {
+fn what_is_shown_before_a_difference_does_not_reach_into_the_one_before_it() {
     let first: Vec<_> = (0..6).map(|at| request(at, "GETATTR", 1, &[&at.to_string()])).collect();
     let mut second = first.clone();
     second[1] = failed(second[1].clone(), "EIO");
     second[3] = failed(second[3].clone(), "EIO");
-    let diff = Diff::new(&trace(&first), &trace(&second), false, 5);
+    let diff = Diff::new(&trace(&first), &trace(&second), options(false, 5));
     let [one, two] = &diff.shares[0].divergences[..] else { panic!("{diff:?}") };
     assert_eq!((one.before.len(), one.after.len(), two.before.len(), two.after.len()), (1, 1, 1, 2));
 }
@@ -101,17 +105,33 @@ fn differences_that_follow_each_other_do_not_show_the_same_lines_twice() {
 fn names_that_a_test_chose_at_random_can_be_left_out() {
     let named = |name: &str| vec![found(request(0, "CREATE", 1, &[name]), 2), request(1, "UNLINK", 1, &[name])];
     let (first, second) = (trace(&named("tmp.aX3")), trace(&named("tmp.Qq9")));
-    assert!(!Diff::new(&first, &second, false, 3).is_same());
-    assert!(Diff::new(&first, &second, true, 3).is_same());
+    assert!(!Diff::new(&first, &second, options(false, 3)).is_same());
+    assert!(Diff::new(&first, &second, options(true, 3)).is_same());
 }
 
 #[test]
 fn forgotten_nodes_are_counted_and_not_aligned() {
     let mut second = life(2, 0);
     second.insert(1, request(5, "FORGET", 9, &[]));
-    let diff = Diff::new(&trace(&life(2, 0)), &trace(&second), false, 3);
+    let diff = Diff::new(&trace(&life(2, 0)), &trace(&second), options(false, 3));
     assert!(diff.is_same());
     assert_eq!(diff.shares[0].operations["FORGET"], (0, 1));
+}
+
+#[test]
+fn what_a_guest_asks_for_again_makes_no_difference_unless_that_is_wanted() {
+    let mut second = life(2, 0);
+    second.insert(1, found(request(1, "LOOKUP", 1, &["dir"]), 2));
+    second.insert(2, request(2, "GETATTR", 2, &[]));
+    let compare =
+        |refreshes| Diff::new(&trace(&life(2, 0)), &trace(&second), DiffOptions { refreshes, ..options(false, 3) });
+    assert!(compare(false).is_same() && !compare(true).is_same());
+    assert_eq!(compare(false).shares[0].operations["LOOKUP"], (1, 2));
+    // Another file of that name, and a failure, are news.
+    second.insert(3, found(request(3, "LOOKUP", 1, &["dir"]), 99));
+    second.insert(4, failed(request(4, "GETATTR", 2, &[]), "EIO"));
+    let [share] = &Diff::new(&trace(&life(2, 0)), &trace(&second), DiffOptions::default()).shares[..] else { panic!() };
+    assert_eq!(share.divergences[0].only_second, ["LOOKUP / \"dir\"", "GETATTR /dir → EIO"]);
 }
 
 #[test]
@@ -119,7 +139,7 @@ fn shares_and_machines_are_told_apart_and_one_that_is_missing_differs() {
     let other = Record { share: "myfs2".into(), ..request(0, "STATFS", 1, &[]) };
     let mut second = trace(&[request(0, "STATFS", 1, &[]), other]);
     second.requests.push((2, request(0, "STATFS", 1, &[])));
-    let diff = Diff::new(&trace(&[request(0, "STATFS", 1, &[])]), &second, false, 3);
+    let diff = Diff::new(&trace(&[request(0, "STATFS", 1, &[])]), &second, options(false, 3));
     let shares: Vec<_> = diff.shares.iter().map(|share| (share.share.as_str(), share.divergences.len())).collect();
     assert_eq!(shares, [("myfs1", 0), ("myfs2", 1), ("myfs1 of machine 2", 1)]);
 }

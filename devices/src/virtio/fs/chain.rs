@@ -185,6 +185,31 @@ impl<'m> Request<'m> {
         None
     }
 
+    /// The body of the reply that was just written, of `used` bytes in all.
+    #[cfg(feature = "planted-bugs")]
+    pub(super) fn reply_body(&self, used: usize) -> Option<Vec<u8>> {
+        let mut reply = Vec::new();
+        for descriptor in self.chain.clone().writable() {
+            let here = used.checked_sub(reply.len())?.min(descriptor.len() as usize);
+            let at = reply.len();
+            reply.resize(at.checked_add(here)?, 0);
+            self.memory.read_slice(reply.get_mut(at..)?, descriptor.addr()).ok()?;
+        }
+        reply.get(OUT_HEADER_SIZE..).map(<[u8]>::to_vec)
+    }
+
+    /// Cuts the body of the reply that was just written, of `used` bytes in all, in half; returns what is left, `None` if
+    /// there is no body.
+    pub(super) fn shorten(&self, used: u32) -> Option<u32> {
+        let header = u32::try_from(OUT_HEADER_SIZE).ok()?;
+        let body = used.checked_sub(header).filter(|body| *body > 0)?;
+        let first = self.chain.clone().writable().next().filter(|first| first.len() >= 4)?;
+        let used = header.checked_add(body / 2)?;
+        // fuse_out_header.len.
+        self.memory.write_obj(used, first.addr()).ok()?;
+        Some(used)
+    }
+
     /// Room for a short reply that is written when the chain is out of sight.
     pub(super) fn reply_room(&self) -> ReplyRoom {
         let mut room = ReplyRoom { unique: self.header.unique, buffers: Vec::new() };

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use fuse_backend_rs::api::filesystem::OpenOptions;
 
-use super::{FLIGHT_RECORDS, IdMap, Tag, XattrMap};
+use super::{FLIGHT_RECORDS, FaultRule, IdMap, Tag, XattrMap};
 
 /// How long the guest may believe what it was told (the words are virtiofsd's).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -94,6 +94,11 @@ pub struct FsConfig {
     pub dax_window: u64,
     /// How many requests of each queue are kept to be looked at later, 192 bytes each.
     pub flight_records: usize,
+    /// Faults that are injected on purpose; those for other shares count for nothing.
+    pub faults: Vec<FaultRule>,
+    /// A fault that tests should notice.
+    #[cfg(feature = "planted-bugs")]
+    pub planted_bug: Option<super::PlantedBug>,
 }
 
 impl FsConfig {
@@ -116,6 +121,9 @@ impl FsConfig {
             gid_map: IdMap::default(),
             dax_window: 0,
             flight_records: FLIGHT_RECORDS,
+            faults: Vec::new(),
+            #[cfg(feature = "planted-bugs")]
+            planted_bug: None,
         }
     }
 }

@@ -10,6 +10,7 @@ use super::constants::{
     CONFIG_SIZE, DAX_RANGE, FIRST_REQUEST_QUEUE, HIPRIO_QUEUE, MAX_DAX_WINDOW, MAX_REQUEST_QUEUES, QUEUE_SIZE,
 };
 use super::dispatch::FuseServer;
+use super::fault::Faults;
 use super::passthrough::{DescriptorBudget, PassthroughFs};
 use super::queue_worker::{QueueWorker, WorkersRecord};
 use super::{FlightReader, FsConfig, FsStatsReader, Tag};
@@ -79,6 +80,7 @@ pub struct FsDevice {
     config_space: [u8; CONFIG_SIZE],
     server: Arc<FuseServer>,
     record: WorkersRecord,
+    faults: Option<Arc<Faults>>,
     workers: Vec<WorkerThread>,
 }
 
@@ -102,11 +104,15 @@ impl FsDevice {
         for (to, from) in config_space.iter_mut().zip(fields) {
             *to = from;
         }
+        let server = FuseServer::new(&short_name(&config.tag, " slow"), PassthroughFs::new(&config, budget)?);
+        #[cfg(feature = "planted-bugs")]
+        let server = server.with_bug(config.planted_bug);
         Ok(FsDevice {
             name: format!("fs[{}]", config.tag),
             queue_sizes: vec![QUEUE_SIZE; usize::from(FIRST_REQUEST_QUEUE + queues)],
             config_space,
-            server: Arc::new(FuseServer::new(&short_name(&config.tag, " slow"), PassthroughFs::new(&config, budget)?)),
+            server: Arc::new(server),
+            faults: Faults::new(&config).map(Arc::new),
             record: WorkersRecord {
                 stats: FsStatsReader::new(config.tag.clone(), usize::from(FIRST_REQUEST_QUEUE + queues)),
                 flight: FlightReader::new(
@@ -196,8 +202,9 @@ impl VirtioDevice for FsDevice {
             let (memory, interrupt, server) = (memory.clone(), interrupt.clone(), self.server.clone());
             let buffers = buffers.clone();
             let (signal, record) = (interrupt.clone(), self.record.clone());
+            let faults = self.faults.clone();
             let worker = WorkerThread::spawn(&self.name, &thread, interrupt, move |stop| {
-                QueueWorker::new(active, (memory, buffers), signal, server, record, stop)?.run()
+                QueueWorker::new(active, (memory, buffers), signal, (server, faults), record, stop)?.run()
             });
             match worker {
                 Ok(worker) => self.workers.push(worker),

@@ -42,6 +42,8 @@ pub(super) struct FuseServer {
     pub(super) in_session: AtomicBool,
     pool: SlowPool,
     lock_waits: LockWaits,
+    #[cfg(feature = "planted-bugs")]
+    pub(super) planted: Option<super::planted_bugs::Planted>,
 }
 
 impl FuseServer {
@@ -54,6 +56,8 @@ impl FuseServer {
             in_session: AtomicBool::new(false),
             pool: SlowPool::new(format!("{name} slow")),
             lock_waits: LockWaits::new(format!("{name} lock")),
+            #[cfg(feature = "planted-bugs")]
+            planted: None,
         }
     }
 
@@ -76,6 +80,15 @@ impl FuseServer {
     /// Serves one request. One that may take long is answered later by a ticket; without one (`None`: too many are
     /// unanswered already) it is served at once.
     pub(super) fn serve(&self, request: &Request<'_>, ticket: impl FnOnce() -> Option<Ticket>) -> Outcome {
+        #[cfg(feature = "planted-bugs")]
+        if let Some(planted) = &self.planted {
+            return planted.serve(self, request, ticket);
+        }
+        self.serve_soundly(request, ticket)
+    }
+
+    /// [`FuseServer::serve`], with no other faults than its own.
+    pub(super) fn serve_soundly(&self, request: &Request<'_>, ticket: impl FnOnce() -> Option<Ticket>) -> Outcome {
         let code = request.header.opcode;
         let answered =
             !matches!(code, opcode::FORGET | opcode::BATCH_FORGET | opcode::INTERRUPT | opcode::NOTIFY_REPLY);
@@ -117,6 +130,11 @@ impl FuseServer {
             self.lock_waits.try_again();
         }
         outcome
+    }
+
+    /// Answers a request with an errno instead of serving it.
+    pub(super) fn refuse(&self, request: &Request<'_>, error: i32) -> Outcome {
+        self.finish(request, Err(errno(error)))
     }
 
     fn serve_unanswered(&self, request: &Request<'_>) {

@@ -21,7 +21,6 @@ pub(super) fn errno_name(number: i32) -> Option<&'static str> {
 }
 
 /// The number of a name in capitals.
-#[cfg(test)]
 pub(super) fn errno_number(name: &str) -> Option<i32> {
     ERRNOS.iter().find(|(known, _)| *known == name).map(|(_, number)| *number)
 }

@@ -15,6 +15,7 @@ mod device;
 mod dispatch;
 mod errno_name;
 mod extensions;
+mod fault;
 mod flight;
 mod id_map;
 mod init;
@@ -22,6 +23,8 @@ mod lock_waits;
 mod messages;
 mod operation;
 mod passthrough;
+#[cfg(feature = "planted-bugs")]
+mod planted_bugs;
 mod queue_worker;
 mod requests;
 mod slow_pool;
@@ -32,8 +35,11 @@ mod xattr_map;
 pub use config::{CachePolicy, FsConfig, InodeHandles};
 pub use constants::{DAX_RANGE, MAX_DAX_WINDOW, MAX_DAX_WINDOWS};
 pub use device::{FsDevice, FsError};
+pub use fault::{FaultError, FaultRule};
 pub use flight::{FLIGHT_RECORDS, FlightNews, FlightPosition, FlightReader, Record};
 pub use id_map::{IdMap, IdMapError};
+#[cfg(feature = "planted-bugs")]
+pub use planted_bugs::PlantedBug;
 pub use stats::{FsStats, FsStatsReader, OperationStats};
 pub use tag::{Tag, TagError};
 pub use xattr_map::{XattrMap, XattrMapError};

@@ -65,14 +65,12 @@ pub(super) fn operation_name(opcode: u32) -> &'static str {
 }
 
 /// The opcode of a name in capitals.
-#[cfg(test)]
 pub(super) fn operation_code(name: &str) -> Option<u32> {
     let index = NAMES.iter().position(|known| !known.is_empty() && *known == name)?;
     u32::try_from(index).ok()
 }
 
 /// All names, by opcode.
-#[cfg(test)]
 pub(super) fn operation_names() -> impl Iterator<Item = &'static str> {
     NAMES.into_iter().filter(|name| !name.is_empty())
 }

@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::chain::{Chain, OUT_HEADER_SIZE, ReplyRoom, Request, refuse};
 use super::deferred::{Answers, Ticket};
 use super::dispatch::{FuseServer, Outcome};
+use super::fault::{Fault, Faults};
 use super::flight::{Ending, FlightReader, QueueFlight, replies_with_entry};
 use super::passthrough::prepare_thread;
 use super::stats::{FsStatsReader, Served};
@@ -36,6 +37,7 @@ pub(super) struct QueueWorker {
     buffers: GuestMem,
     interrupt: Arc<dyn VirtioInterrupt>,
     server: Arc<FuseServer>,
+    faults: Option<Arc<Faults>>,
     record: WorkersRecord,
     stop: StopEvent,
     /// Requests that are answered later, by the number of their ticket. At most as many as the queue has entries: a driver
@@ -74,7 +76,7 @@ impl QueueWorker {
         active: ActiveQueue,
         (memory, buffers): (GuestMem, GuestMem),
         interrupt: Arc<dyn VirtioInterrupt>,
-        server: Arc<FuseServer>,
+        (server, faults): (Arc<FuseServer>, Option<Arc<Faults>>),
         record: WorkersRecord,
         stop: StopEvent,
     ) -> Result<Self, WorkerError> {
@@ -90,6 +92,7 @@ impl QueueWorker {
             buffers,
             interrupt,
             server,
+            faults,
             record,
             stop,
             unanswered: HashMap::new(),
@@ -147,11 +150,16 @@ impl QueueWorker {
         let buffers = self.buffers.memory();
         match Request::parse(memory, &buffers, chain.clone()) {
             Ok(request) => {
-                if let Some(flight) = self.record.flight.queue(self.index) {
-                    flight.begin(&request, begun);
+                let fault = self.faults.as_ref().and_then(|faults| faults.strike(&request));
+                if let Some(flight) = self.flight() {
+                    flight.begin(&request, begun, fault.is_some());
+                }
+                let (errno, short) = fault.map_or((None, false), |fault| (fault.errno, fault.short));
+                if fault.is_some_and(|fault| !self.inject(fault, request.header.opcode)) {
+                    return Ok(None);
                 }
                 let ticket = || {
-                    let room = self.unanswered.len() < usize::from(self.queue.size());
+                    let room = !short && self.unanswered.len() < usize::from(self.queue.size());
                     room.then(|| {
                         self.next_ticket += 1;
                         let (opcode, bytes_in) = (request.header.opcode, request.header.len);
@@ -160,8 +168,14 @@ impl QueueWorker {
                         Ticket::new(self.next_ticket, self.answers.clone())
                     })
                 };
-                match self.server.serve(&request, ticket) {
+                let outcome = match errno {
+                    Some(error) => self.server.refuse(&request, error),
+                    None => self.server.serve(&request, ticket),
+                };
+                match outcome {
                     Outcome::Used(used) => {
+                        let shorter = short.then(|| request.shorten(used)).flatten();
+                        let used = shorter.unwrap_or(used);
                         self.served(&request, begun, used);
                         Ok(Some(used))
                     }
@@ -181,6 +195,19 @@ impl QueueWorker {
                 refuse(memory, chain, libc::EIO).map(Some).ok_or_else(|| self.protest(&error.to_string()))
             }
         }
+    }
+
+    /// Does what has to be done before a request is served that something is to happen to; false if it is not to be served
+    /// any more, because the worker was asked to stop meanwhile.
+    fn inject(&self, fault: Fault, opcode: u32) -> bool {
+        if let Some(stats) = self.record.stats.queue(self.index) {
+            stats.count_fault(opcode);
+        }
+        if fault.stall {
+            tracing::info!("queue {} stalls on purpose, at a request with opcode {opcode}", self.index);
+            return !self.stop.wait(None);
+        }
+        fault.delay.is_zero() || !self.stop.wait(Some(fault.delay))
     }
 
     /// Gives back the chains of requests that were answered meanwhile.
@@ -217,7 +244,7 @@ impl QueueWorker {
         let bytes_in = request.header.len.min(u32::try_from(request.readable).unwrap_or(u32::MAX));
         self.count(Served { opcode, took, bytes_in, bytes_out: used, failed: error.is_some() });
         if let Some(flight) = self.flight() {
-            flight.end(&Ending { took, bytes_out: used, error, entry, ..Ending::default() });
+            flight.end(&Ending { took, bytes_out: used, error, entry });
         }
     }
 

@@ -30,6 +30,8 @@ pub struct OperationStats {
     pub count: u64,
     /// Those that were answered with an errno, LOOKUPs of missing names included.
     pub errors: u64,
+    /// Those that a fault was injected into (`FsConfig::faults`), whether they were answered or not.
+    pub injected: u64,
     /// Bytes of all requests, headers included.
     pub bytes_in: u64,
     /// Bytes of all replies, headers included.
@@ -81,6 +83,7 @@ pub(super) struct Served {
 struct Counters {
     count: AtomicU64,
     errors: AtomicU64,
+    injected: AtomicU64,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
     total_ns: AtomicU64,
@@ -94,6 +97,7 @@ impl Counters {
         Box::new(Counters {
             count: zero(),
             errors: zero(),
+            injected: zero(),
             bytes_in: zero(),
             bytes_out: zero(),
             total_ns: zero(),
@@ -108,11 +112,22 @@ impl QueueStats {
         QueueStats { operations: std::array::from_fn(|_| OnceLock::new()) }
     }
 
+    fn counters(&self, opcode: u32) -> Option<&Counters> {
+        let index = usize::try_from(opcode).unwrap_or(0);
+        let slot = self.operations.get(index).or_else(|| self.operations.first())?;
+        Some(slot.get_or_init(Counters::new))
+    }
+
+    /// Counts a fault that is injected into a request.
+    pub(super) fn count_fault(&self, opcode: u32) {
+        if let Some(counters) = self.counters(opcode) {
+            counters.injected.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// Counts a request.
     pub(super) fn count(&self, served: &Served) {
-        let index = usize::try_from(served.opcode).unwrap_or(0);
-        let Some(slot) = self.operations.get(index).or_else(|| self.operations.first()) else { return };
-        let counters = slot.get_or_init(Counters::new);
+        let Some(counters) = self.counters(served.opcode) else { return };
         let add = |counter: &AtomicU64, value: u64| {
             counter.fetch_add(value, Ordering::Relaxed);
         };
@@ -179,6 +194,7 @@ impl FsStatsReader {
             opcode,
             count: sum(|counters| &counters.count),
             errors: sum(|counters| &counters.errors),
+            injected: sum(|counters| &counters.injected),
             bytes_in: sum(|counters| &counters.bytes_in),
             bytes_out: sum(|counters| &counters.bytes_out),
             p50_ns: percentile(&histogram, 50).min(max_ns),

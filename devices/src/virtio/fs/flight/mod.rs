@@ -19,8 +19,8 @@ use record::{begun, ended};
 use ring::{Ring, Words};
 
 pub(super) use arguments::replies_with_entry;
-pub(super) use record::Ending;
 pub use record::Record;
+pub(super) use record::{Ending, names_of};
 
 /// How many requests of each queue are kept unless told otherwise: 96 KiB.
 pub const FLIGHT_RECORDS: usize = 512;
@@ -85,16 +85,14 @@ impl QueueFlight {
         self.deferred().clear();
     }
 
-    /// A request was taken off the queue.
-    pub(super) fn begin(&self, request: &Request<'_>, at: Instant) {
-        self.ring.open(begun(request, nanoseconds(self.epoch, at)));
+    /// A request was taken off the queue, and a fault is to be injected into it if `injected`.
+    pub(super) fn begin(&self, request: &Request<'_>, at: Instant, injected: bool) {
+        self.ring.open(begun(request, nanoseconds(self.epoch, at), injected));
     }
 
     /// The request that was begun last is answered.
     pub(super) fn end(&self, ending: &Ending) {
-        if let Some(words) = self.ring.opened() {
-            self.ring.close(ended(&words, ending));
-        }
+        self.ring.close(ended(|word| self.ring.open_word(word), ending));
     }
 
     /// The request that was begun last is answered later.
@@ -108,7 +106,7 @@ impl QueueFlight {
     pub(super) fn end_deferred(&self, ticket: u64, ending: &Ending) {
         let Some(words) = self.deferred().remove(&ticket) else { return };
         self.ring.open(words.into_iter().enumerate());
-        self.ring.close(ended(&words, ending));
+        self.ring.close(ended(|word| self.ring.open_word(word), ending));
     }
 }
 

@@ -91,6 +91,13 @@ fn is_zero(value: &u32) -> bool {
     *value == 0
 }
 
+/// The names of a request, as far as its start has them.
+pub(in super::super) fn names_of<'r>(request: &'r Request<'_>) -> impl Iterator<Item = &'r [u8]> {
+    let code = request.header.opcode;
+    let (names, _) = layout_of(code).names(code, request.body_start());
+    names.strip_suffix(b"\0").map(|names| names.split(|byte| *byte == 0)).into_iter().flatten()
+}
+
 /// How a request ended.
 #[derive(Clone, Copy, Debug, Default)]
 pub(in super::super) struct Ending {
@@ -98,15 +105,15 @@ pub(in super::super) struct Ending {
     pub(in super::super) bytes_out: u32,
     pub(in super::super) error: Option<i32>,
     pub(in super::super) entry: Option<u64>,
-    pub(in super::super) injected: bool,
 }
 
 /// A request that begins, as words by their index.
-pub(super) fn begun(request: &Request<'_>, begun_ns: u64) -> impl Iterator<Item = (usize, u64)> {
+pub(super) fn begun(request: &Request<'_>, begun_ns: u64, injected: bool) -> impl Iterator<Item = (usize, u64)> {
     let (header, body) = (&request.header, request.body_start());
     let layout = layout_of(header.opcode);
     let (names, cut) = layout.names(header.opcode, body);
     let kept = names.get(..NAME_BYTES).unwrap_or(names);
+    let injected = if injected { INJECTED } else { 0 };
     let cut = if cut || kept.len() < names.len() { NAME_CUT } else { 0 };
     let fixed = [
         (UNIQUE, header.unique),
@@ -115,7 +122,7 @@ pub(super) fn begun(request: &Request<'_>, begun_ns: u64) -> impl Iterator<Item 
         (OPCODE_AND_ERROR, header.opcode.into()),
         (CALLER, pair(header.pid, header.uid)),
         (SIZES, pair(header.len.min(u32::try_from(request.readable).unwrap_or(u32::MAX)), 0)),
-        (FLAGS, kept.len() as u64 | cut),
+        (FLAGS, kept.len() as u64 | cut | injected),
     ];
     let values = (VALUE..).zip(layout.read_values(body)).take(layout.values.len());
     let names = kept.chunks(8).map(|chunk| {
@@ -129,15 +136,14 @@ pub(super) fn begun(request: &Request<'_>, begun_ns: u64) -> impl Iterator<Item 
 }
 
 /// What is known of it more when it has ended.
-pub(super) fn ended(of: &Words, ending: &Ending) -> [(usize, u64); 5] {
-    let [opcode, sizes, flags] = [OPCODE_AND_ERROR, SIZES, FLAGS].map(|index| word(of, index));
+pub(super) fn ended(of: impl Fn(usize) -> u64, ending: &Ending) -> [(usize, u64); 4] {
+    let [opcode, sizes] = [OPCODE_AND_ERROR, SIZES].map(of);
     let error = u32::try_from(ending.error.unwrap_or(0)).unwrap_or(0);
     [
         (TOOK, u64::try_from(ending.took.as_nanos()).unwrap_or(u64::MAX)),
         (OPCODE_AND_ERROR, pair(low(opcode), error)),
         (SIZES, pair(low(sizes), ending.bytes_out)),
         (ENTRY, ending.entry.unwrap_or(0)),
-        (FLAGS, flags | if ending.injected { INJECTED } else { 0 }),
     ]
 }
 

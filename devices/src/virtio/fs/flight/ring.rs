@@ -78,6 +78,12 @@ impl Ring {
         self.next.fetch_add(1, Ordering::Release);
     }
 
+    /// A word of the record that is open. For the writer: nobody else knows how long it is that.
+    pub(super) fn open_word(&self, index: usize) -> u64 {
+        let word = self.slot(self.next.load(Ordering::Relaxed)).and_then(|slot| slot.words.get(index));
+        word.map_or(0, |word| word.load(Ordering::Relaxed))
+    }
+
     /// Gives the record that is open up and returns it.
     pub(super) fn withdraw(&self) -> Option<Words> {
         let words = self.opened();
@@ -134,7 +140,7 @@ mod tests {
         assert_eq!((ring.next(), ring.opened(), ring.closed(0)), (0, None, None));
         for value in 0..10 {
             ring.open(all(value));
-            assert_eq!(ring.opened(), Some([value; WORDS]));
+            assert_eq!((ring.opened(), ring.open_word(3)), (Some([value; WORDS]), value));
             assert_eq!(ring.closed(value), None, "not yet");
             ring.close([(0, value + 100)]);
         }

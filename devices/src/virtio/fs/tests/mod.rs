@@ -8,6 +8,7 @@ mod containment;
 mod dax;
 mod device;
 mod directories;
+mod faults;
 mod file_data;
 mod files;
 mod flight;
@@ -18,6 +19,8 @@ mod locks;
 mod malformed;
 mod names;
 mod ownership;
+#[cfg(feature = "planted-bugs")]
+mod planted;
 mod random;
 mod settings;
 mod slow;
