@@ -91,6 +91,11 @@ make_xfs() {
   mount -o loop "$1.img" "$1"
 }
 
+# Of the combinations on standard input, one a line, those that match the pattern ONLY; all unless it is set.
+chosen() {
+  grep -E -e "${ONLY:-}" || echo "$script: nothing matches ONLY=$ONLY" >&2
+}
+
 failures=0
 # Says what went wrong, and that it counts.
 failed() {
@@ -98,12 +103,14 @@ failed() {
   failures=$((failures + 1))
 }
 
-# The last word.
+# verdict COUNT WHAT: the last word, of so many times that something was tried.
 verdict() {
-  if [ "$failures" -eq 0 ]; then
-    echo "$script: PASSED: $*"
-  else
-    echo "$script: FAILED: $failures of what was tried: $*"
+  if [ "$1" -eq 0 ]; then
+    echo "$script: FAILED: nothing was tried"
+    exit 1
+  elif [ "$failures" -ne 0 ]; then
+    echo "$script: FAILED: $failures of $1 times: $2"
     exit 1
   fi
+  echo "$script: PASSED: $1 times: $2"
 }

@@ -41,11 +41,12 @@ while read -r flags; do
     fi
   fi
   rm -rf "$work/1" "$work/2" "$work/results"
-done <<'FLAGS'
+done < <(chosen <<'FLAGS'
 --cache auto
 --cache auto --cpus 2
 --cache never
 --cache auto --dax 256M
 --cache always --writeback
 FLAGS
-verdict "$processes processes, $operations operations each, $count times"
+)
+verdict "$count" "fsstress, $processes processes, $operations operations each"

@@ -32,7 +32,7 @@ while read -r flags; do
     failed "vmm exec $flags"
   fi
   rm -rf "$work/f"
-done <<'FLAGS'
+done < <(chosen <<'FLAGS'
 --cache auto
 --cache auto --dax 256M
 --cache auto --writeback
@@ -40,4 +40,5 @@ done <<'FLAGS'
 --cache never
 --cache never --dax 256M
 FLAGS
-verdict "fsx $version, $operations operations, $count times"
+)
+verdict "$count" "fsx $version, $operations operations"

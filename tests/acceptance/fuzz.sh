@@ -22,4 +22,4 @@ for target in fuse_server transport; do
   fi
   rm "$log"
 done
-verdict "fuse_server and transport, $seconds s each"
+verdict 2 "fuse_server and transport, $seconds s each"

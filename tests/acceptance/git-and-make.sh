@@ -11,15 +11,18 @@ fi
 commits=${COMMITS:-20}
 begin_inside
 
+count=0
+
 # with FLAGS SCRIPT ARGS...: the script in a guest, on an empty share.
 with() {
   local flags=$1 code=0 began=$SECONDS
+  count=$((count + 1))
   shift
   mkdir "$work/share"
   cp "$source"/*.orig.tar.* "$work/share/"
   # shellcheck disable=SC2086 # Several words.
   "$vmm" run --host kvm --verbose --timeout 30m --test-timeout 30m --results "$work/results" $flags --shared-dir "$work/share:myfs1" \
-    acceptance-programs -- "$@" >"$work/out" 2>&1 || code=$?
+    acceptance-programs -- "$@" </dev/null >"$work/out" 2>&1 || code=$?
   echo "$*, vmm run $flags: exit code $code, $((SECONDS - began)) s"
   if [ "$code" -ne 0 ]; then
     tail -n 60 "$work/out"
@@ -30,8 +33,14 @@ with() {
   rm -rf "$work/share" "$work/results"
 }
 
-for flags in "--cache auto" "--cache auto --dax 256M --cpus 2" "--cache never" "--cache always --writeback"; do
+while read -r flags; do
   with "$flags" git.sh "$commits"
   with "$flags" make.sh
-done
-verdict "git with $commits commits and make of $(basename "$(echo "$source"/*.orig.tar.*)")"
+done < <(chosen <<'FLAGS'
+--cache auto
+--cache auto --dax 256M --cpus 2
+--cache never
+--cache always --writeback
+FLAGS
+)
+verdict "$count" "git with $commits commits and make of $(basename "$(echo "$source"/*.orig.tar.*)")"

@@ -3,25 +3,25 @@
 # shellcheck source=tests/acceptance/common.sh
 . "$(dirname "$0")/common.sh"
 
-# killed_after COUNT PATTERN FLAGS SCRIPT ARGS...: starts the script in a guest with the share $work/share, kills vmm by SIGKILL
-# when the guest has said COUNT lines that match, and leaves all that it had said in $work/said.
+# killed_after COUNT WORD FLAGS SCRIPT ARGS...: starts the script in a guest with the share $work/share, kills vmm by SIGKILL when
+# the guest has said WORD COUNT times, and leaves all that it had said in $work/said.
 killed_after() {
-  local count=$1 pattern=$2 flags=$3 pid events="" seen=0
+  local count=$1 word=$2 flags=$3 pid events="" seen=0
   shift 3
   rm -rf "$work/results"
   # shellcheck disable=SC2086 # Several words.
   "$vmm" run --host kvm --quiet --timeout 20m --test-timeout 20m --results "$work/results" $flags \
-    --shared-dir "$work/share:myfs1" acceptance-programs -- "$@" >"$work/out" 2>&1 &
+    --shared-dir "$work/share:myfs1" acceptance-programs -- "$@" </dev/null >"$work/out" 2>&1 &
   pid=$!
   while [ "$seen" -lt "$count" ]; do
-    sleep 0.2
+    sleep 0.5
     if ! kill -0 "$pid" 2>/dev/null; then
       tail -n 40 "$work/out"
       [ -z "$events" ] || tail -n 20 "$events"
       return 1
     fi
     events=$(echo "$work"/results/*/events.jsonl)
-    [ ! -f "$events" ] || seen=$(guest_said "$events" | grep -cE "$pattern" || true)
+    [ ! -f "$events" ] || seen=$(grep -o "$word" "$events" | wc -l)
   done
   kill -KILL "$pid"
   wait "$pid" || true

@@ -21,7 +21,7 @@ while read -r fs flags; do
   # shellcheck disable=SC2086 # Several words.
   "$vmm" exec --host kvm --timeout 15m $flags --shared-dir "$work/$fs:share" --shared-dir "$work/tools:tools" -- \
     bash /mnt/tools/overlay.sh /mnt/share /mnt/tools </dev/null || failed "$fs, $flags"
-done <<'FLAGS'
+done < <(chosen <<'FLAGS'
 ext4 --cache auto
 ext4 --cache auto --kernel debian:6.1
 ext4 --cache always
@@ -30,4 +30,5 @@ ext4 --cache auto --dax 256M
 ext4 --cache auto --cpus 2 --inode-file-handles never
 xfs --cache auto
 FLAGS
-verdict "$count times"
+)
+verdict "$count" "overlayfs on a share"

@@ -41,4 +41,4 @@ for fs in ${FILE_SYSTEMS:-ext4 xfs}; do
     done
   done
 done
-verdict "$count combinations of $suite"
+verdict "$count" "$suite"

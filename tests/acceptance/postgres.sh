@@ -11,19 +11,24 @@ fi
 begin_inside
 
 count=0
-for flags in "--cache auto --cpus 2" "--cache auto --writeback" "--cache auto --dax 256M --cpus 2"; do
+while read -r flags; do
   count=$((count + 1))
   mkdir "$work/share"
-  if killed_after "${COMMITS:-300}" '^committed' "$flags" postgres.sh write; then
+  if killed_after "${COMMITS:-300}" committed "$flags" postgres.sh write; then
     mapfile -t last < <(for client in 1 2 3; do sed -n "s/^committed $client \([0-9]*\)$/\1/p" "$work/said" | tail -n 1; done)
     echo "PostgreSQL, vmm run $flags: killed when clients had been told of ${last[*]} rows"
     # shellcheck disable=SC2086 # Several words.
     "$vmm" run --host kvm --verbose --timeout 20m --test-timeout 20m --results "$work/results" $flags --shared-dir "$work/share:myfs1" \
-      acceptance-programs -- postgres.sh check "${last[@]}" >"$work/out" 2>&1 || failed "vmm run $flags"
+      acceptance-programs -- postgres.sh check "${last[@]}" </dev/null >"$work/out" 2>&1 || failed "vmm run $flags"
     tail -n 20 "$work/out"
   else
     failed "vmm run $flags: it ended before it was killed"
   fi
   rm -rf "$work/share"
-done
-verdict "$count times killed"
+done < <(chosen <<'FLAGS'
+--cache auto --cpus 2
+--cache auto --writeback
+--cache auto --dax 256M --cpus 2
+FLAGS
+)
+verdict "$count" "PostgreSQL killed and recovered"

@@ -43,12 +43,20 @@ xattr() { # xattr NAME FILE
 # What every overlay must do, and still have after it was mounted again.
 change() { # change MERGED
   rm "$1/removed" && rm -r "$1/doomed" && mkdir "$1/doomed" && echo changed >"$1/linked" && chmod 600 "$1/large"
-  python3 - "$1" <<'PYTHON'
+  python3 - "$1" "$share" <<'PYTHON'
 import os, sys
-file = os.open(sys.argv[1], os.O_TMPFILE | os.O_RDWR, 0o644)
+merged, share = sys.argv[1:]
+try:
+    os.close(os.open(share, os.O_TMPFILE | os.O_RDWR))
+except OSError as error:
+    # FUSE has it since Linux 6.2.
+    print("no O_TMPFILE on shares:", error)
+    open(merged + "/from-tmpfile", "w").write("tmpfile\n")
+    sys.exit()
+file = os.open(merged, os.O_TMPFILE | os.O_RDWR, 0o644)
 os.write(file, b"tmpfile\n")
 # With a descriptor, though the path is absolute, Python calls linkat, and with AT_SYMLINK_FOLLOW.
-os.link(f"/proc/self/fd/{file}", sys.argv[1] + "/from-tmpfile", src_dir_fd=file, follow_symlinks=True)
+os.link(f"/proc/self/fd/{file}", merged + "/from-tmpfile", src_dir_fd=file, follow_symlinks=True)
 PYTHON
 }
 
@@ -112,14 +120,16 @@ try() { # try OPTIONS
 
 # As an ordinary user, in a user namespace: what overlayfs notes goes into user.overlay.*.
 try_userxattr() {
-  local dir=$share/user options=userxattr
+  local dir=$share/user options=userxattr share=$share
   name="userxattr as an ordinary user"
   make_layers "$dir"
+  # What is below is asked whether it has O_TMPFILE.
+  share=$dir
   chown -R fsgqa:fsgqa "$dir"
   chmod 755 "$dir"
   dmesg -C
   export -f mount_overlay change check is wrong xattr in_namespace
-  export name bad dir options
+  export name bad dir options share
   setpriv --reuid fsgqa --regid fsgqa --clear-groups unshare --user --map-root-user --mount bash -c in_namespace || bad=1
   echo 3 >/proc/sys/vm/drop_caches
   is "owner of a file copied up" fsgqa "$(stat -c %U "$dir/upper/linked")"
