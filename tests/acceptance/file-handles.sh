@@ -20,8 +20,8 @@ while read -r fs flags; do
   echo "$files files on $fs, vmm exec $flags"
   find "$work/$fs" -mindepth 1 -delete
   # shellcheck disable=SC2086 # Several words.
-  "$vmm" exec --host kvm --timeout 15m $flags --shared-dir "$work/$fs:share" --shared-dir "$work/tools:tools" -- \
-    sh /mnt/tools/file-handles.sh /mnt/share /mnt/tools "$files" </dev/null || failed "$fs, $flags"
+  guest exec --host kvm --timeout 15m $flags --shared-dir "$work/$fs:share" --shared-dir "$work/tools:tools" -- \
+    sh /mnt/tools/file-handles.sh /mnt/share /mnt/tools "$files" || failed "$fs, $flags"
 done < <(chosen <<'FLAGS'
 ext4 --cache auto
 ext4 --cache always

@@ -23,9 +23,9 @@ while read -r flags; do
   code=0
   began=$SECONDS
   # shellcheck disable=SC2086 # Several words.
-  "$vmm" run --host kvm --quiet --timeout 40m --test-timeout 40m --results "$work/results" $flags --shared-dir "$work/1:myfs1" \
+  guest run --host kvm --quiet --timeout 40m --test-timeout 40m --results "$work/results" $flags --shared-dir "$work/1:myfs1" \
     --shared-dir "$work/2:myfs2" acceptance-fsstress -- -p "$processes" -n "$operations" -s "$seed" \
-    </dev/null >"$work/out" 2>&1 || code=$?
+    >"$work/out" 2>&1 || code=$?
   echo "fsstress -p $processes -n $operations -s $seed, vmm run $flags: exit code $code, $((SECONDS - began)) s"
   if [ "$code" -ne 0 ]; then
     tail -n 60 "$work/out"

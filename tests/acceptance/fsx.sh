@@ -23,9 +23,9 @@ while read -r flags; do
   code=0
   began=$SECONDS
   # shellcheck disable=SC2086 # Several words.
-  "$vmm" exec --host kvm --timeout 30m $flags --shared-dir "$work:share" -- sh -c \
+  guest exec --host kvm --timeout 30m $flags --shared-dir "$work:share" -- sh -c \
     "mkdir -p /mnt/share/f && cd /mnt/share/f && ../fsx -q -q -f ../fsx.toml -N $operations -S $seed -P /mnt/share file" \
-    </dev/null >"$work/out" 2>&1 || code=$?
+    >"$work/out" 2>&1 || code=$?
   echo "fsx -N $operations -S $seed, vmm exec $flags: exit code $code, $((SECONDS - began)) s"
   if [ "$code" -ne 0 ]; then
     tail -n 60 "$work/out"

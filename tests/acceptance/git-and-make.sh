@@ -21,8 +21,8 @@ with() {
   mkdir "$work/share"
   cp "$source"/*.orig.tar.* "$work/share/"
   # shellcheck disable=SC2086 # Several words.
-  "$vmm" run --host kvm --verbose --timeout 30m --test-timeout 30m --results "$work/results" $flags --shared-dir "$work/share:myfs1" \
-    acceptance-programs -- "$@" </dev/null >"$work/out" 2>&1 || code=$?
+  guest run --host kvm --verbose --timeout 30m --test-timeout 30m --results "$work/results" $flags --shared-dir "$work/share:myfs1" \
+    acceptance-programs -- "$@" >"$work/out" 2>&1 || code=$?
   echo "$*, vmm run $flags: exit code $code, $((SECONDS - began)) s"
   if [ "$code" -ne 0 ]; then
     tail -n 60 "$work/out"

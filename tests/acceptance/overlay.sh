@@ -19,8 +19,8 @@ while read -r fs flags; do
   count=$((count + 1))
   echo "share on $fs, vmm exec $flags"
   # shellcheck disable=SC2086 # Several words.
-  "$vmm" exec --host kvm --timeout 15m $flags --shared-dir "$work/$fs:share" --shared-dir "$work/tools:tools" -- \
-    bash /mnt/tools/overlay.sh /mnt/share /mnt/tools </dev/null || failed "$fs, $flags"
+  guest exec --host kvm --timeout 15m $flags --shared-dir "$work/$fs:share" --shared-dir "$work/tools:tools" -- \
+    bash /mnt/tools/overlay.sh /mnt/share /mnt/tools || failed "$fs, $flags"
 done < <(chosen <<'FLAGS'
 ext4 --cache auto
 ext4 --cache auto --kernel debian:6.1

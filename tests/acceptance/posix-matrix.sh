@@ -29,7 +29,7 @@ for fs in ${FILE_SYSTEMS:-ext4 xfs}; do
         [ "$dax" = off ] || flags+=(--dax "$dax")
         code=0
         began=$SECONDS
-        "$vmm" run --host kvm --quiet --results "$work/results" --timeout 40m "${flags[@]}" "$suite" >"$work/out" 2>&1 || code=$?
+        guest run --host kvm --quiet --results "$work/results" --timeout 40m "${flags[@]}" "$suite" >"$work/out" 2>&1 || code=$?
         count=$((count + 1))
         echo "$one: exit code $code, $((SECONDS - began)) s: $(grep -E '^(Ran|Failures|Passed|[0-9]+ )' "$work/out" | paste -sd ';' | cut -c -300)"
         if [ "$code" -ne 0 ]; then

@@ -21,8 +21,8 @@ while read -r flags; do
         acknowledged=$(sed -n 's/^committed \([0-9]*\)$/\1/p' "$work/said" | tail -n 1)
         checked=0
         # shellcheck disable=SC2086 # Several words.
-        "$vmm" run --host kvm --verbose --timeout 10m --results "$work/results" $flags --shared-dir "$work/share:myfs1" \
-          acceptance-programs -- sqlite.sh check "$journal" "$acknowledged" </dev/null >"$work/out" 2>&1 || checked=$?
+        guest run --host kvm --verbose --timeout 10m --results "$work/results" $flags --shared-dir "$work/share:myfs1" \
+          acceptance-programs -- sqlite.sh check "$journal" "$acknowledged" >"$work/out" 2>&1 || checked=$?
         echo "$one: $(grep -oE '(integrity_check ok|rows are|[0-9]+ rows).*' "$work/out" | head -n 1)"
         if [ "$checked" -ne 0 ]; then
           tail -n 30 "$work/out"
