@@ -9,7 +9,7 @@ SUITE ?= pjdfstest-rs
 # Root needs no sudo; without either, the packages must be there already.
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: run test test-planted setup build prepare unit e2e lint bench bench-boot bench-memory clean help
+.PHONY: run test setup build prepare unit e2e lint bench bench-boot bench-memory acceptance test-planted clean help
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ bench-boot: setup ## Compare start-to-exit time with QEMU + virtiofsd, print the
 
 bench-memory: prepare ## Show how much memory vmm has for itself during a run
 	$(VMM) host exec -- tests/bench/memory.sh $(CURDIR)/$(VMM) $(SUITE)
+
+acceptance: prepare ## Everything the file server has to pass, hours: see tests/acceptance; ACCEPTANCE="fsx overlay" chooses
+	tests/acceptance/all.sh $(ACCEPTANCE)
 
 clean: ## Remove build products; the image cache stays (see `vmm image rm`)
 	$(CARGO) clean

@@ -1,12 +1,16 @@
-//! Runs in the guest: serves vsock connections for the end-to-end tests, or breaks the agent's.
+//! Runs in the guest: serves vsock connections for the end-to-end tests, breaks the agent's, or tries file handles.
 //!
 //! `guest-probe cut-agent-stream` sends the beginning of a frame on the agent's own connection to the host and closes that.
 //!
 //! `guest-probe serve PORT` says `ready` and answers each connection by its first line: `give SEED BYTES` sends a
 //! pseudo-random stream, `take SEED BYTES` reads one and says `same` or where it differs, `call PORT COUNT` opens and closes
 //! COUNT connections to the host and says `called` or why not, `bye` ends the program.
+//!
+//! `guest-probe make-handles DIR COUNT LIST` makes files and lists their handles, `guest-probe check-handles DIR LIST` opens
+//! them, see [`file_handles`].
 
 mod agent_stream;
+mod file_handles;
 
 use std::env;
 use std::io::{self, BufRead, BufReader, Write};
@@ -16,13 +20,21 @@ use std::thread;
 use tests::stream::{Pattern, first_difference, send_pattern};
 use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockListener, VsockStream};
 
+const USAGE: &str =
+    "usage: guest-probe serve PORT | cut-agent-stream | make-handles DIR COUNT LIST | check-handles DIR LIST";
+
 fn main() {
     let args: Vec<String> = env::args().skip(1).collect();
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     let done = match words[..] {
         ["serve", port] => number(port).and_then(serve),
         ["cut-agent-stream"] => agent_stream::cut(),
-        _ => Err(io::Error::other("usage: guest-probe serve PORT | cut-agent-stream")),
+        ["make-handles", dir, count, list] => count
+            .parse()
+            .map_err(io::Error::other)
+            .and_then(|count| file_handles::make(dir.as_ref(), count, list.as_ref())),
+        ["check-handles", dir, list] => file_handles::check(dir.as_ref(), list.as_ref()),
+        _ => Err(io::Error::other(USAGE)),
     };
     if let Err(error) = done {
         eprintln!("guest-probe: {error}");

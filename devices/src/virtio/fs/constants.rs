@@ -154,6 +154,8 @@ pub(crate) mod init_flag {
     pub(crate) const HAS_INODE_DAX: u64 = 1 << 33;
     /// Requests that create a file name the caller's supplementary group, if it matters.
     pub(crate) const CREATE_SUPP_GROUP: u64 = 1 << 34;
+    /// Files that are not cached may be mapped shared all the same.
+    pub(crate) const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
 }
 
 /// `fuse_ext_header.type` of a list of supplementary groups (enum fuse_ext_type).

@@ -4,9 +4,9 @@ use std::io;
 
 use fuse_backend_rs::abi::fuse_abi::{InitIn, InitOut};
 
-use super::FsConfig;
 use super::constants::{FUSE_MAJOR, FUSE_MIN_MINOR, FUSE_MINOR, MAP_ALIGNMENT_LOG2, MAX_PAGES, MAX_WRITE, init_flag};
 use super::passthrough::errno;
+use super::{CachePolicy, FsConfig};
 
 /// What every share can do and wants done; a share's settings add to it ([`wanted`]). Left out on purpose:
 /// - ALLOW_IDMAP: with it the guest no longer says who asks for FALLOCATE and COPY_FILE_RANGE, which decides whether they
@@ -39,6 +39,9 @@ const ACLS: u64 = init_flag::POSIX_ACL | init_flag::DONT_MASK | init_flag::SETXA
 /// - WRITEBACK_CACHE: the guest would keep its own idea of sizes and times.
 /// - POSIX_ACL, DONT_MASK: an ACL costs every permission check of the guest a request.
 /// - SECURITY_CTX: the guest's labels would be the host's.
+/// - DIRECT_IO_ALLOW_MMAP: only files that are not cached need it, or mmap with MAP_SHARED is ENODEV, and with it SQLite's
+///   write-ahead log, linkers and whatever else maps what it writes. Such a file is cached while it is mapped; Linux keeps the
+///   guest's own reads and writes coherent with it.
 pub(super) fn wanted(config: &FsConfig, inode_handles: bool) -> u64 {
     let mut flags = ALWAYS;
     for (set, more) in [
@@ -48,6 +51,7 @@ pub(super) fn wanted(config: &FsConfig, inode_handles: bool) -> u64 {
         (config.writeback && !config.read_only, init_flag::WRITEBACK_CACHE),
         (config.posix_locks, init_flag::POSIX_LOCKS | init_flag::FLOCK_LOCKS),
         (config.dax_window > 0, init_flag::MAP_ALIGNMENT | init_flag::HAS_INODE_DAX),
+        (config.cache == CachePolicy::Never, init_flag::DIRECT_IO_ALLOW_MMAP),
     ] {
         if set {
             flags |= more;
@@ -132,6 +136,8 @@ mod tests {
         let dax = FsConfig { dax_window: 2 << 20, ..plain.clone() };
         assert_eq!(wanted(&dax, false) & !ALWAYS, init_flag::MAP_ALIGNMENT | init_flag::HAS_INODE_DAX);
         assert_eq!(wanted(&FsConfig { read_only: true, ..writeback }, false), ALWAYS);
+        let uncached = FsConfig { cache: CachePolicy::Never, ..plain.clone() };
+        assert_eq!(wanted(&uncached, false) & !ALWAYS, init_flag::DIRECT_IO_ALLOW_MMAP);
         let labels = FsConfig { security_context: true, posix_acl: true, ..plain };
         assert_eq!(wanted(&labels, false), ALWAYS | ACLS | init_flag::SECURITY_CTX);
         assert_eq!(wanted(&FsConfig { xattr: false, ..labels }, false), ALWAYS);
