@@ -6,7 +6,7 @@ use super::*;
 use crate::exit_code::ExitCode;
 use crate::report::test_events::{GARBAGE, assert_same_text, finished_run, hostile_run, result};
 use crate::session::{RunEvent, RunOutcome, SuiteEnd};
-use crate::verdict::Baseline;
+use crate::verdict::{Baseline, BaselineFile, Situation};
 
 fn xml(tally: &Tally, outcome: &RunOutcome) -> String {
     report(&finished_run(tally, outcome, ExitCode::Regression)).to_string().unwrap()
@@ -115,6 +115,23 @@ fn expected_failures_and_excluded_tests_are_skipped_with_the_reason() {
     assert!(xml.contains(r#"<skipped message="expunged: takes hours"/>"#), "{xml}");
     assert!(xml.contains(r#"failures="0" errors="0""#), "{xml}");
     assert!(!xml.contains(r#"name="vmm""#), "nothing happened to the machine");
+}
+
+#[test]
+fn a_flaky_test_is_skipped_within_its_rate_and_one_that_should_run_fails_when_it_is_skipped() {
+    let text = "suite = 's'\n[[test]]\nname = 'rare'\nexpect = 'flaky'\nfailed = 1\nruns = 9\n\
+                [[test]]\nname = 'often'\nexpect = 'flaky'\nfailed = 1\nruns = 900\n[[test]]\nname = 'must'\nexpect = 'pass'\n";
+    let (suites, mut baseline) = (["s".to_owned()], Baseline::default());
+    let file = BaselineFile::parse("f", text).unwrap();
+    baseline.add_file("f".into(), file, Situation { suites: &suites, cache: "auto" });
+    let mut tally = Tally::new(baseline);
+    for (test, status) in [("rare", TestStatus::Fail), ("often", TestStatus::Fail), ("must", TestStatus::Skip)] {
+        tally.on_event(&result(test, status, "no disk"));
+    }
+    let xml = xml(&tally, &RunOutcome::Completed);
+    assert!(xml.contains(r#"<skipped message="failed as it does now and then: failed 1 of 9 runs"/>"#), "{xml}");
+    assert!(xml.contains(r#"<failure message="skipped, though it should run: no disk">"#), "{xml}");
+    assert!(xml.contains(r#"failures="2" errors="0""#), "{xml}");
 }
 
 #[test]
