@@ -9,6 +9,7 @@ use super::baseline_file::{BaselineFile, BaselineRow, is_link};
 use super::failure_rate::FailureRate;
 use super::judgement::{Expectation, Expected};
 use super::kernel_range::KernelRange;
+use super::tally::Row;
 use super::test_list::ListedTest;
 use crate::report::SavedRun;
 
@@ -145,6 +146,15 @@ impl Seen {
         }
     }
 
+    /// A result, and what the test did when it ran again.
+    fn add_row(&mut self, row: &Row) {
+        self.add(row.status);
+        if let Some(retried) = row.retried {
+            self.failed = self.failed.saturating_add(retried.failed);
+            self.passed = self.passed.saturating_add(retried.attempts.saturating_sub(retried.failed));
+        }
+    }
+
     fn rate(&self) -> FailureRate {
         FailureRate { failed: self.failed, runs: self.failed.saturating_add(self.passed) }
     }
@@ -224,7 +234,7 @@ fn seen_in(runs: &[SavedRun], suite: &str, old: &[BaselineRow]) -> (Vec<Key>, Ha
             if !seen.contains_key(&key) {
                 order.push(key.clone());
             }
-            seen.entry(key).or_default().add(row.status);
+            seen.entry(key).or_default().add_row(row);
         }
     }
     (order, seen)

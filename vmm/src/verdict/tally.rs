@@ -185,9 +185,11 @@ impl Tally {
             RunEvent::TestRetried { suite, test, status, .. } => {
                 let rows =
                     self.suites.iter_mut().filter(|tally| tally.name == *suite).flat_map(|tally| &mut tally.tests);
-                for row in rows.filter(|row| row.test == *test && row.judgement.is_bad()) {
+                for row in rows.filter(|row| row.test == *test && (row.judgement.is_bad() || row.retried.is_some())) {
                     row.retried.get_or_insert_default().add(*status);
                 }
+                let known = self.baseline.find(suite, test);
+                self.attempt(suite, test, *status, known.as_deref());
             }
             RunEvent::SuiteFinished { suite, end, duration_ms } => {
                 let suite = self.suite(suite);
@@ -243,9 +245,15 @@ impl Tally {
         judgement
     }
 
-    /// Judges a result that is not yet kept. More attempts of a flaky test may make its earlier failures probable, or
-    /// improbable: those are judged again.
+    /// Judges a result that is not yet kept.
     fn judge(&mut self, suite: &str, test: &str, status: TestStatus, known: Option<&Expectation>) -> Judgement {
+        let attempts = self.attempt(suite, test, status, known);
+        Judgement::of(status, known, attempts)
+    }
+
+    /// Counts one more attempt of a test if it is flaky; gives all of them. They may make its earlier failures probable, or
+    /// improbable: those are judged again.
+    fn attempt(&mut self, suite: &str, test: &str, status: TestStatus, known: Option<&Expectation>) -> Attempts {
         let mut attempts = Attempts::default();
         if known.is_some_and(|known| known.expect == Expected::Flaky) {
             let flaky = self.flaky.entry((suite.to_owned(), test.to_owned())).or_default();
@@ -259,7 +267,7 @@ impl Tally {
                 self.counts.change(earlier, failures);
             }
         }
-        Judgement::of(status, known, attempts)
+        attempts
     }
 
     /// The latest suite of that name; results of one that was never announced are not lost either.
@@ -380,6 +388,20 @@ mod tests {
         tally.on_event(&finished("a", TestStatus::Error));
         let counts = tally.counts();
         assert_eq!((counts.flaky, counts.flaky_beyond_rate, counts.bad()), (0, 3, 3));
+    }
+
+    #[test]
+    fn attempts_of_a_flaky_test_that_ran_again_count_too() {
+        let text = "suite = 's'\n[[test]]\nname = 'a'\nexpect = 'flaky'\nfailed = 1\nruns = 150\n";
+        let mut tally = tally_with(text);
+        assert_eq!(tally.on_event(&finished("a", TestStatus::Fail)), Some(Judgement::FlakyBeyondRate));
+        for attempts in 1..=3 {
+            let (suite, test, message) = ("s".into(), "a".into(), String::new());
+            tally.on_event(&RunEvent::TestRetried { suite, test, status: TestStatus::Pass, duration_us: 1, message });
+            let row = &tally.suites()[0].tests[0];
+            assert_eq!((row.judgement, row.retried), (Judgement::Flaky, Some(Retried { attempts, failed: 0 })));
+        }
+        assert_eq!((tally.counts().flaky, tally.counts().bad()), (1, 0));
     }
 
     #[test]

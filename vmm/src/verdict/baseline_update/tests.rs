@@ -101,6 +101,17 @@ fn what_always_failed_and_passes_now_and_then_is_flaky_at_todays_rate() {
 }
 
 #[test]
+fn what_a_test_did_when_it_ran_again_counts() {
+    let mut run = run("s", &[("a", Fail)]);
+    for status in [Pass, Fail, Pass] {
+        let (suite, test, message) = ("s".into(), "a".into(), String::new());
+        run.tally.on_event(&RunEvent::TestRetried { suite, test, status, duration_us: 1, message });
+    }
+    let update = BaselineUpdate::new(&[run], None, None).unwrap();
+    assert_eq!(counted(row(&update.file, "a")), (Expected::Flaky, 2, 4));
+}
+
+#[test]
 fn sections_have_rows_of_their_own_unless_the_old_one_has_a_row_for_all() {
     let runs = [run("s --ov", &[("a", Fail), ("b", Fail)]), run("s --ov --meta", &[("a", Fail), ("b", Pass)])];
     let update = BaselineUpdate::new(&runs, Some("s"), None).unwrap();
