@@ -126,7 +126,11 @@ fn work(
         let end = match start(guest) {
             Ok(StartedGuest { handle, keep }) => {
                 let mut source = GuestWork { schedule, guest, tasks: 0, news, told_listed: &mut told_listed };
-                let mut sink = |event| tell(lock(schedule).observe(guest, event));
+                let mut sink = |event| {
+                    // Not told under the lock: who takes the news may want it, too.
+                    let events = lock(schedule).observe(guest, event);
+                    tell(events);
+                };
                 let end = run_tasks(plan, &mut source, handle, stopped, &mut sink);
                 drop(keep);
                 end
