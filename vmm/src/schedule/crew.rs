@@ -52,6 +52,8 @@ pub fn run<I>(
     let (sender, news) = bounded(EVENTS);
     let mut panicked = None;
     thread::scope(|scope| {
+        // Should `sink` panic, it goes with this closure, and workers find that nobody listens.
+        let news = news;
         let mut stops: Vec<Sender<()>> = Vec::new();
         let hire = |stops: &mut Vec<Sender<()>>| {
             let (stop, stopped) = unbounded();
@@ -120,7 +122,9 @@ fn work(
         let Some(guest) = lock(schedule).new_guest() else { return };
         let tell = |events: Vec<RunEvent>| {
             for event in events {
-                let _ = news.send(News::Event(guest, event));
+                if news.send(News::Event(guest, event)).is_err() {
+                    lock(schedule).interrupt();
+                }
             }
         };
         let end = match start(guest) {
@@ -177,3 +181,6 @@ impl WorkSource for GuestWork<'_> {
 fn lock(schedule: &Mutex<Schedule>) -> MutexGuard<'_, Schedule> {
     schedule.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;
