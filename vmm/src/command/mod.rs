@@ -78,12 +78,15 @@ impl Invocation {
 /// One error, to be printed with its causes; [`crate::config::UsageError`] among them means exit code 2.
 pub fn dispatch(cli: Cli) -> anyhow::Result<ProcessExit> {
     let cache_dir = cache_dir_or_default(cli.cache_dir.as_deref())?;
-    let invocation = Invocation::of_this_process(cli.inside_emulated_host)?;
+    let mut invocation = Invocation::of_this_process(cli.inside_emulated_host)?;
     let machine_options = |args: &MachineArgs| MachineOptions::new(args, &cache_dir, cli.inside_emulated_host);
     let progress = TerminalProgress::new();
     match &cli.command {
         Command::Run(args) => {
             let resumed = args.resume.as_deref().map(|dir| Resumed::read(dir, &invocation.command)).transpose()?;
+            if let Some(resumed) = &resumed {
+                invocation.command.clone_from(&resumed.typed);
+            }
             let args = resumed.as_ref().map_or(args, |resumed| &resumed.args);
             let options = machine_options(&args.machine)?;
             run::run(args, options, cli.verbose, &invocation, resumed.as_ref()).map(ProcessExit::from)

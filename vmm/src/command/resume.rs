@@ -18,6 +18,8 @@ pub struct Resumed {
     pub command: Vec<OsString>,
     /// Where.
     pub directory: PathBuf,
+    /// The command line that asks to go on with it, from any directory.
+    pub typed: Vec<OsString>,
     /// What it left.
     pub earlier: EarlierPart,
     manifest: SavedManifest,
@@ -52,7 +54,8 @@ impl Resumed {
             .with_context(|| format!("the command line of the run in {} is not one of this vmm's", dir.display()))?;
         let Command::Run(args) = cli.command else { anyhow::bail!("{} is not of a `vmm run`", dir.display()) };
         let earlier = EarlierPart::read(&dir).unwrap_or(earlier);
-        Ok(Self { args, command, directory: manifest.directory.clone(), earlier, manifest })
+        let typed = with_folder(typed, &dir);
+        Ok(Self { typed, args, command, directory: manifest.directory.clone(), earlier, manifest })
     }
 
     /// Whether kernel, image and suites are those that the run began with.
@@ -68,6 +71,23 @@ impl Resumed {
             ))),
         }
     }
+}
+
+/// `typed` with the results folder as a path that means the same wherever it is typed.
+fn with_folder(typed: &[OsString], dir: &Path) -> Vec<OsString> {
+    let mut words = Vec::new();
+    let mut typed = typed.iter();
+    while let Some(word) = typed.next() {
+        if word == "--resume" {
+            typed.next();
+            words.extend([word.clone(), dir.into()]);
+        } else if word.to_string_lossy().starts_with("--resume=") {
+            words.extend(["--resume".into(), dir.into()]);
+        } else {
+            words.push(word.clone());
+        }
+    }
+    words
 }
 
 /// The first word of `vmm run …` that is neither `--resume` nor about where the cache is or how much to say.
@@ -92,6 +112,13 @@ mod tests {
 
     fn typed(words: &str) -> Vec<OsString> {
         words.split_whitespace().map(OsString::from).collect()
+    }
+
+    #[test]
+    fn the_folder_is_the_same_from_any_directory() {
+        for words in ["vmm run --resume x -q", "vmm run --resume=x -q"] {
+            assert_eq!(with_folder(&typed(words), Path::new("/r/x")), typed("vmm run --resume /r/x -q"));
+        }
     }
 
     #[test]
