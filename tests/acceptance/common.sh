@@ -86,7 +86,7 @@ make_xfs() {
   truncate -s 4G "$1.img"
   mkfs.xfs -q "$1.img"
   # An emulated host loads what it may want while the first command runs.
-  timeout 60 sh -c 'until [ -e /dev/loop-control ]; do sleep 0.5; done'
+  timeout 300 sh -c 'until [ -e /dev/loop-control ]; do sleep 0.5; done'
   mkdir "$1"
   mount -o loop "$1.img" "$1"
 }

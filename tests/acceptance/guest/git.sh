@@ -8,7 +8,7 @@ git config --global core.fsync all
 git config --global init.defaultBranch main
 cd /mnt/virtiofs1
 git init -q origin
-cp -r /usr/share/perl/5.*/ origin/perl
+cp -r "$(find /usr/share/perl -mindepth 1 -maxdepth 1 -type d)" origin/perl
 cd origin
 for commit in $(seq "$1"); do
   find perl -name "*$((commit % 10))*.pm" -exec sh -c 'echo "# $1" >>"$2"' sh "$commit" {} \;
