@@ -26,8 +26,7 @@ impl History {
     /// them) is put behind all of them.
     #[must_use]
     pub fn new(commits: &[(String, Vec<String>)], old: &[String], new: &str) -> Self {
-        let mut history =
-            Self { ids: Vec::new(), parents: Vec::new(), candidate: Vec::new(), old: Vec::new(), new: 0 };
+        let mut history = Self { ids: Vec::new(), parents: Vec::new(), candidate: Vec::new(), old: Vec::new(), new: 0 };
         for id in old {
             let node = history.push(id, Vec::new(), false);
             history.old.push(node);

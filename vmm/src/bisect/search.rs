@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::belief::{self, Counts, Evidence};
 use super::history::{History, Node};
-use super::signature::{Observation, Seen, Signature};
+use super::signature::{End, Observation, Seen, Signature};
 
 /// Failures after which the rate at the failing end is known well enough to begin.
 const FAILURES_TO_BEGIN: u32 = 5;
@@ -315,7 +315,9 @@ impl Search {
             let fails = match self.signature() {
                 Some(_) => self.counts(node).fails,
                 // Either it was not seen yet, or the passing end shows it too, which is said there.
-                None => u32::try_from(runs.iter().filter(|run| Signature::of(run).is_some()).count()).unwrap_or(u32::MAX),
+                None => {
+                    u32::try_from(runs.iter().filter(|run| Signature::of(run).is_some()).count()).unwrap_or(u32::MAX)
+                }
             };
             let (enough, limit, none) = match self.rules.repeat {
                 Repeat::Times(times) => (1, times, times),
@@ -351,7 +353,13 @@ impl Search {
     }
 
     fn end_trouble(&self, node: Node) -> Option<String> {
-        use super::signature::End;
+        if let Some(other) = self.same_as(node) {
+            let of = self.history.id(other);
+            return Some(format!(
+                "its kernel is byte for byte that of {of}: what lies between them is not part of this kernel; give --config \
+                 a configuration that has it"
+            ));
+        }
         let ran_nothing = self.runs(node).iter().any(|run| run.end == End::NothingRan);
         if ran_nothing { Some("no test ran".to_owned()) } else { self.untestable(node) }
     }
@@ -403,7 +411,13 @@ impl Search {
         }
         let Repeat::Times(times) = self.rules.repeat else { return None };
         let counts = self.counts(node);
-        let fails = if counts.fails > 0 { true } else if counts.passes >= times { false } else { return None };
+        let fails = if counts.fails > 0 {
+            true
+        } else if counts.passes >= times {
+            false
+        } else {
+            return None;
+        };
         Some(fails != self.rules.fix)
     }
 

@@ -187,7 +187,8 @@ fn function(death: &str) -> Option<&str> {
 
 /// Numbers, decimal or not, differ from boot to boot.
 fn words(text: &str) -> Vec<&str> {
-    let is_number = |word: &&str| !word.is_empty() && word.chars().all(|c| c.is_ascii_hexdigit() || "x[].,#-".contains(c));
+    let is_number =
+        |word: &&str| !word.is_empty() && word.chars().all(|c| c.is_ascii_hexdigit() || "x[].,#-".contains(c));
     text.split([' ', ':', ';']).filter(|word| !word.is_empty() && !is_number(word)).collect()
 }
 

@@ -141,7 +141,7 @@ fn with_flake_rates_up_to_a_half_the_planted_commit_is_named_two_hundred_times_o
 #[test]
 fn the_promised_error_holds_over_thousands_of_histories_also_where_good_commits_fail_now_and_then() {
     let (mut wrong, mut all, mut undecided) = (0, 0, 0);
-    for seed in 10_000..11_200u64 {
+    for seed in 10_000..10_600u64 {
         let mut model = Model::new(seed, 2 + (seed as usize * 13) % 60, seed % 3 == 0);
         model.flake = 0.7 * model.random.share();
         model.noise = if seed % 4 == 0 { 0.02 } else { 0.0 };
@@ -155,7 +155,7 @@ fn the_promised_error_holds_over_thousands_of_histories_also_where_good_commits_
             other => panic!("{seed}: {other:?}"),
         }
     }
-    assert!(all > 1_050, "{all}, {undecided}");
+    assert!(all > 500, "{all}, {undecided}");
     assert!(wrong * 100 <= all, "{wrong} of {all}");
 }
 
