@@ -150,8 +150,9 @@ fn vmm_run_by_itself_is_a_script_for_git_bisect() {
         results.display(),
         fake_suite::NAME
     );
-    let run = Command::new("git").arg("-C").arg(&tree.0).args(["bisect", "run", "sh", "-c", &script]);
-    let run = { run }.env("VMM_CACHE_DIR", &cache).env("VMM_SCRATCH_DIR", sandbox.scratch()).output().unwrap();
+    let mut git = Command::new("git");
+    git.arg("-C").arg(&tree.0).args(["bisect", "run", "sh", "-c", &script]);
+    let run = git.env("VMM_CACHE_DIR", &cache).env("VMM_SCRATCH_DIR", sandbox.scratch()).output().unwrap();
     let out = String::from_utf8_lossy(&run.stdout);
     assert!(out.contains(&format!("{} is the first", ids[2])), "{out}{}", String::from_utf8_lossy(&run.stderr));
 }
