@@ -23,6 +23,8 @@ use crate::session::RunOutcome;
 const POLL: Duration = Duration::from_millis(100);
 /// A run that was asked to stop keeps its results first; an emulated host takes some time to go.
 const GRACE: Duration = Duration::from_secs(60);
+/// Begins the lines by which the shell around a command tells how far it is.
+pub(super) const MARK: &str = "vmm-bisect-mark-";
 /// Of a log, bytes: its end is what tells.
 const MAX_LOG: u64 = 64 << 10;
 /// Longest `results.json` that is read.
@@ -70,7 +72,8 @@ impl GuestRun<'_> {
     pub fn run(&self, progress: &dyn Progress) -> anyhow::Result<GuestEnd> {
         fs::create_dir_all(self.results).with_context(|| format!("failed to make {}", self.results.display()))?;
         let log = self.results.join("output.log");
-        let token = format!("vmm-bisect-{}", self.results.display()).replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+        // Not what a command would say by chance.
+        let token = format!("{MARK}{}", std::process::id());
         let mut child = self.spawn(&log, &token)?;
         let Some(status) = wait(&mut child, &log, progress)? else { return Ok(GuestEnd::Interrupted) };
         let said = tail(&log);

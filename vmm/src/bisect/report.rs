@@ -8,7 +8,7 @@ use anyhow::Context;
 use serde_json::{Value, json};
 
 use super::drive::GIT_LOG;
-use super::guest_run::tail;
+use super::guest_run::{MARK, tail};
 use super::history::Node;
 use super::journal::{Journal, Request, Step, Subject};
 use super::names::Names;
@@ -238,7 +238,7 @@ impl Report<'_> {
         let Some(step) = step.or_else(|| steps.iter().find(failing)) else { return };
         let Some(run) = &step.run else { return };
         let output = tail(&self.journal.dir().join(run).join("output.log"));
-        let lines: Vec<&str> = output.lines().collect();
+        let lines: Vec<&str> = output.lines().filter(|line| !line.starts_with(MARK)).collect();
         let end = lines[lines.len().saturating_sub(QUOTED)..].join("\n");
         let name = self.names.short(&step.id);
         let _ =
