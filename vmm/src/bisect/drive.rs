@@ -175,7 +175,7 @@ impl Bisection<'_> {
                 GuestEnd::Interrupted => return Ok(None),
                 GuestEnd::Seen(observation) => Event::Ran { observation },
                 GuestEnd::BootFailed(why) if self.request.boot_failure_is_bad => {
-                    Event::Ran { observation: Observation { end: End::BootFailed(why), ..Observation::pass() } }
+                    Event::Ran { observation: Observation::of(End::BootFailed(why)) }
                 }
                 GuestEnd::BootFailed(_) if tries < TRIES_TO_BOOT => continue,
                 GuestEnd::BootFailed(why) => Event::Untestable { why: format!("does not boot: {why}") },

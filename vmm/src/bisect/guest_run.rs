@@ -18,6 +18,8 @@ use super::signature::{End, Observation};
 use crate::config::UsageError;
 use crate::exit_code::ExitCode;
 use crate::session::RunOutcome;
+use crate::session::console_log::begins_report;
+use crate::verdict::truncated;
 
 /// How often the run is looked after.
 const POLL: Duration = Duration::from_millis(100);
@@ -27,6 +29,8 @@ const GRACE: Duration = Duration::from_secs(60);
 pub(super) const MARK: &str = "vmm-bisect-mark-";
 /// Of a log, bytes: its end is what tells.
 const MAX_LOG: u64 = 64 << 10;
+/// Of what a guest died of, bytes.
+const MAX_DEATH: usize = 1 << 10;
 /// Longest `results.json` that is read.
 const MAX_RESULTS: u64 = 512 << 20;
 
@@ -149,12 +153,16 @@ impl GuestRun<'_> {
             }
             RunOutcome::Completed => End::Completed,
         };
-        let mut observation = Observation { end, failed: BTreeSet::new(), passed: BTreeSet::new() };
+        let mut observation = Observation::of(end);
         for suite in results.suites {
             for test in suite.tests {
                 let name = format!("{}: {}", suite.name, test.test);
+                if test.judgement == "error" && took_its_guest(&test.message) {
+                    let words = truncated(&test.message, MAX_DEATH).to_owned();
+                    observation.deaths.insert(name.clone(), words);
+                }
                 match test.judgement.as_str() {
-                    "fail" | "error" => drop(observation.failed.insert(name)),
+                    "fail" | "error" | "flaky-beyond-rate" => drop(observation.failed.insert(name)),
                     "pass" | "fixed" if self.interesting.contains(&name) => drop(observation.passed.insert(name)),
                     _ => {}
                 }
@@ -188,7 +196,7 @@ pub fn is_exec(question: &[String]) -> bool {
 fn exec_end(status: ExitStatus, said: &str, token: &str) -> anyhow::Result<GuestEnd> {
     let marked = |mark: &str| said.lines().rev().find_map(|line| line.split_once(&format!("{token}-{mark}")));
     let why = || last_words(status, said);
-    let seen = |end| GuestEnd::Seen(Observation { end, failed: BTreeSet::new(), passed: BTreeSet::new() });
+    let seen = |end| GuestEnd::Seen(Observation::of(end));
     if let Some(code) = marked("ended").and_then(|(_, code)| code.trim().parse::<i32>().ok()) {
         // As in `git bisect run`.
         return Ok(if code == ExitCode::CannotTest as i32 {
@@ -298,6 +306,13 @@ struct Suite {
 struct Test {
     test: String,
     judgement: String,
+    #[serde(default)]
+    message: String,
+}
+
+/// Whether a test's message tells of the end of its guest.
+fn took_its_guest(message: &str) -> bool {
+    message.starts_with("the guest hangs") || begins_report(message)
 }
 
 fn read_results(path: &Path) -> Option<Results> {

@@ -50,12 +50,25 @@ fn seen(script: &str, interesting: &[&str]) -> Observation {
 
 #[test]
 fn tests_are_read_as_they_were_judged_and_passes_only_where_they_matter() {
-    let tests = [("a", "fail"), ("b", "pass"), ("c", "pass"), ("d", "expected_fail"), ("e", "error"), ("e", "pass")];
+    let tests = [("a", "fail"), ("b", "pass"), ("c", "pass"), ("d", "expected-fail"), ("e", "error"), ("e", "pass")];
     let run = seen(&results(COMPLETED, "\"6.12\"", 1, &tests), &["s: b", "s: e"]);
     assert_eq!(run.failed, ["s: a", "s: e"].map(str::to_owned).into());
     assert_eq!((run.end, run.passed), (End::Completed, ["s: b".to_owned()].into()));
     assert_eq!(seen(&results(COMPLETED, "\"6.12\"", 4, &[]), &[]).end, End::NothingRan);
     assert_eq!(seen(&results(DIED, "\"6.12\"", 3, &[]), &[]).end, End::Died("Kernel panic".into()));
+}
+
+#[test]
+fn a_test_that_panicked_its_guest_is_told_with_what_it_died_of() {
+    let json = r#"cat > $RESULTS/results.json <<'END'
+{"outcome":{"kind":"completed"},"exit_code":1,"kernel_release":"6.12","suites":[{"name":"s","tests":[
+{"test":"a","judgement":"error","message":"Kernel panic - not syncing: planted"},
+{"test":"b","judgement":"error","message":"the test took too long"}]}]}
+END
+exit 1"#;
+    let run = seen(json, &[]);
+    assert_eq!(run.deaths, [("s: a".to_owned(), "Kernel panic - not syncing: planted".to_owned())].into());
+    assert_eq!(run.failed.len(), 2);
 }
 
 #[test]

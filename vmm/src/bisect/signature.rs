@@ -1,6 +1,6 @@
 //! What failed, told so that one run's failure can be recognised in another's.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
@@ -21,6 +21,9 @@ pub struct Observation {
     pub failed: BTreeSet<String>,
     /// Those that passed, of the tests that failed at the failing end.
     pub passed: BTreeSet<String>,
+    /// What the guest died of or how it hung, for the tests that took it with them: the run went on in a fresh one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub deaths: BTreeMap<String, String>,
 }
 
 /// How a run ended.
@@ -57,13 +60,20 @@ pub enum Seen {
 pub struct Signature {
     end: End,
     tests: BTreeSet<String>,
+    deaths: BTreeMap<String, String>,
 }
 
 impl Observation {
+    /// Of a run that ended so and told no results.
+    #[must_use]
+    pub fn of(end: End) -> Self {
+        Self { end, failed: BTreeSet::new(), passed: BTreeSet::new(), deaths: BTreeMap::new() }
+    }
+
     /// Of a run in which nothing went wrong.
     #[must_use]
     pub fn pass() -> Self {
-        Self { end: End::Completed, failed: BTreeSet::new(), passed: BTreeSet::new() }
+        Self::of(End::Completed)
     }
 
     /// Whether nothing at all went wrong.
@@ -78,7 +88,10 @@ impl Observation {
         let tests = || listed(&self.failed);
         let text = match &self.end {
             End::Completed if self.failed.is_empty() => "passes".to_owned(),
-            End::Completed => format!("fails: {}", tests()),
+            End::Completed => match self.deaths.iter().next() {
+                Some((test, words)) if self.failed.len() == 1 => format!("fails: {test}: {words}"),
+                _ => format!("fails: {}", tests()),
+            },
             End::Died(words) => format!("the guest died: {words}"),
             End::TimedOut(words) if self.failed.is_empty() => format!("timed out: {words}"),
             End::TimedOut(words) => format!("timed out: {words} ({})", tests()),
@@ -101,7 +114,7 @@ impl Signature {
             End::NothingRan => false,
             End::Died(_) | End::TimedOut(_) | End::BootFailed(_) => true,
         };
-        is_failure.then(|| Self { end: run.end.clone(), tests: run.failed.clone() })
+        is_failure.then(|| Self { end: run.end.clone(), tests: run.failed.clone(), deaths: run.deaths.clone() })
     }
 
     /// Leaves out the tests that fail at the passing end as well: they tell nothing. `None` when that was all.
@@ -128,13 +141,13 @@ impl Signature {
         let other = || Seen::Other(format!("another failure than the one looked for: {}", run.describe()));
         match (&self.end, &run.end) {
             // Where the tests tell, they decide as long as they ran, whatever else failed beside them.
-            (End::Completed, _) if self.tests.intersection(&run.failed).next().is_some() => match run.end {
+            (End::Completed, _) if self.tests.iter().any(|test| self.fails_alike(test, run)) => match run.end {
                 End::Completed => Seen::Failure,
                 // Whoever ran when the guest died has failed with it.
                 _ => other(),
             },
             (End::Completed, _) if self.tests.is_subset(&run.passed) => Seen::Pass,
-            (End::Completed, End::Completed | End::NothingRan) => {
+            (End::Completed, End::Completed | End::NothingRan) if self.tests.is_disjoint(&run.failed) => {
                 Seen::Other(format!("did not run: {}", listed(&(&self.tests - &run.passed))))
             }
             (End::Exited(_), End::Exited(0)) => Seen::Pass,
@@ -155,6 +168,16 @@ impl Signature {
         }
     }
 
+    /// Whether the test fails in the run as it did: if it took its guest with it then, so it does now, and by the same death.
+    fn fails_alike(&self, test: &str, run: &Observation) -> bool {
+        run.failed.contains(test)
+            && match (self.deaths.get(test), run.deaths.get(test)) {
+                (None, None) => true,
+                (Some(was), Some(is)) => same_death(was, is),
+                _ => false,
+            }
+    }
+
     /// Whether the same test hangs; without tests a deadline is like another.
     fn same_place(&self, run: &Observation) -> bool {
         (self.tests.is_empty() && run.failed.is_empty()) || self.tests.intersection(&run.failed).next().is_some()
@@ -163,8 +186,8 @@ impl Signature {
     /// In a few words.
     #[must_use]
     pub fn describe(&self) -> String {
-        let run = Observation { end: self.end.clone(), failed: self.tests.clone(), passed: BTreeSet::new() };
-        run.describe()
+        let (failed, deaths) = (self.tests.clone(), self.deaths.clone());
+        Observation { failed, deaths, ..Observation::of(self.end.clone()) }.describe()
     }
 }
 
@@ -209,7 +232,7 @@ mod tests {
     }
 
     fn run(end: End, failed: &[&str], passed: &[&str]) -> Observation {
-        Observation { end, failed: set(failed), passed: set(passed) }
+        Observation { failed: set(failed), passed: set(passed), ..Observation::of(end) }
     }
 
     fn died(text: &str) -> Observation {
@@ -256,6 +279,22 @@ mod tests {
         assert_eq!(signature.judge(&run(End::Completed, &["s: z"], &["s: a"])), Seen::Pass);
         assert!(is_other(&signature.judge(&run(End::Completed, &["s: a"], &[]))));
         assert!(is_other(&signature.judge(&run(End::TimedOut("1m".into()), &["s: a"], &[]))));
+    }
+
+    #[test]
+    fn a_test_that_took_its_guest_with_it_fails_alike_only_by_the_same_death() {
+        let death = |words: &str| Observation {
+            deaths: BTreeMap::from([("s: a".to_owned(), words.to_owned())]),
+            ..run(End::Completed, &["s: a"], &[])
+        };
+        let panic = |function: &str| death(&format!("Kernel panic - not syncing: x; RIP: 0010:{function}+0x1/0x2"));
+        let signature = Signature::of(&panic("fuse_symlink")).unwrap();
+        assert_eq!(signature.judge(&panic("fuse_symlink")), Seen::Failure);
+        for other in [panic("fuse_mkdir"), death("the guest hangs: 1m"), run(End::Completed, &["s: a"], &[])] {
+            assert!(is_other(&signature.judge(&other)), "{other:?}");
+        }
+        assert_eq!(signature.judge(&run(End::Completed, &[], &["s: a"])), Seen::Pass);
+        assert!(signature.describe().contains("s: a: Kernel panic"), "{}", signature.describe());
     }
 
     #[test]

@@ -63,7 +63,7 @@ fn question(args: &BisectArgs, cache_dir: &Path, invocation: &Invocation) -> any
         word.to_str().map(str::to_owned).ok_or_else(|| UsageError(format!("{shown} is not UTF-8 and cannot be kept")))
     };
     let words = args.question.iter().map(text).collect::<Result<Vec<_>, _>>()?;
-    let mut ours = vec!["--results", "--console", "--tty", "-t"];
+    let mut ours = vec!["--results", "--resume", "--console", "--tty", "-t"];
     if args.server_tree.is_none() {
         ours.push("--kernel");
     }
