@@ -49,9 +49,12 @@ for history in "${histories[@]}"; do
     begun=$SECONDS code=0
     "$vmm" bisect --tree "$repository" --good "$name-good" --bad "$name-bad" --repeat $repeat --results "$results" \
         exec --timeout 120s -- sh -c "$question" || code=$?
-    report=$(ls "$results"/*/report.json)
-    named=$(sed -n '/"found": {/,/}/s/.*"id": "\(.*\)".*/\1/p' "$report" | head -n 1)
-    boots=$(sed -n 's/^  "boots": \([0-9]*\).*/\1/p' "$report")
+    named='' boots=none
+    for report in "$results"/*/report.json; do
+        [ -f "$report" ] || continue
+        named=$(sed -n '/"found": {/,/}/s/.*"id": "\(.*\)".*/\1/p' "$report" | head -n 1)
+        boots=$(sed -n 's/^  "boots": \([0-9]*\).*/\1/p' "$report")
+    done
     verdict=wrong
     if [ "$code" = 0 ] && [ "$named" = "$planted" ]; then verdict=right right=$((right + 1)); fi
     summary+=("| $seed | $kind | $verdict (exit code $code) | $boots | $((SECONDS - begun)) |")

@@ -159,7 +159,13 @@ impl Report<'_> {
             }
             _ => format!("{}: not found", self.sought()),
         };
-        let _ = writeln!(text, "# {}\n\n{}\n", printable(&title), self.verdict());
+        let verdict = self.verdict();
+        // The first line of what was found is the title already.
+        let told = match (self.conclusion, verdict.split_once('\n')) {
+            (Conclusion::Found { .. }, Some((_, rest))) => rest,
+            _ => &verdict,
+        };
+        let _ = writeln!(text, "# {}\n\n{told}\n", printable(&title));
         if let (Conclusion::Found { node, .. }, Some(repository)) = (self.conclusion, self.names.repository())
             && let Ok(summary) = repository.summary(self.id(*node))
         {
