@@ -9,7 +9,7 @@ SUITE ?= pjdfstest-rs
 # Root needs no sudo; without either, the packages must be there already.
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: run test setup build prepare unit e2e lint bench bench-boot bench-memory acceptance test-planted clean help
+.PHONY: run test test-planted test-bisect setup build prepare unit e2e lint bench bench-boot bench-memory acceptance clean help
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ test-planted: prepare ## Plant ten bugs in the file server, one at a time; show 
 	$(CARGO) test --locked -p devices --features planted-bugs planted
 	$(CARGO) build --release --locked -p vmm --features planted-bugs --target-dir target/planted
 	$(VMM) host exec -- tests/planted/planted.sh target/planted/release/vmm $(PLANTED)
+
+test-bisect: prepare ## Bisect ten real histories of a real kernel with planted bugs; HISTORIES="1=fails" chooses some. Takes hours
+	tests/bisect/full.sh $(CURDIR)/$(VMM) $(HISTORIES)
 
 bench: setup ## Compare what file operations cost with QEMU + virtiofsd, print the table; RUNS= OPS= CPUS= choose
 	tests/bench/fs.sh

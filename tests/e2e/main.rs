@@ -2,6 +2,7 @@
 //!
 //! Run them where KVM is usable, or in an emulated host: `vmm host exec -- target/debug/deps/e2e-… --test-threads 1`.
 
+mod bisect;
 mod dax;
 mod exec;
 mod faults;

@@ -51,6 +51,8 @@ pub enum Command {
     Merge(command::merge::MergeArgs),
     /// Show what shares served, or where two runs part in it
     Trace(command::trace::TraceArgs),
+    /// Find the commit, or the kernel of a list, with which a test began to fail
+    Bisect(command::bisect::BisectArgs),
     /// Check whether this machine can run guests, and say what to mend
     Doctor(command::doctor::DoctorArgs),
     /// Use the emulated host: a Linux with working KVM where this machine has none
@@ -300,12 +302,19 @@ fn parse_duration(text: &str) -> Result<std::time::Duration, String> {
 }
 
 impl Cli {
-    /// Parses `args` (program name first), letting a suite's own flags through: see [`separate_suite_flags`].
+    /// Parses `args` (program name first), letting a suite's own flags through: see [`separate_suite_flags`]. What `bisect`
+    /// is to run is a command line of its own.
     ///
     /// # Errors
     /// Clap's error, which also carries `--help` and `--version`.
     pub fn try_parse_with_suite_flags(args: Vec<OsString>) -> Result<Self, clap::Error> {
-        Self::try_parse_from(separate_suite_flags(args))
+        let root = Self::command();
+        let is_command = |word: &OsString| word.to_str().is_some_and(|word| root.find_subcommand(word).is_some());
+        let command = args.iter().skip(1).position(is_command).map(|at| at + 1);
+        Self::try_parse_from(match command {
+            Some(at) if args[at] == "bisect" => command::bisect::separate_question(&root, args, at),
+            _ => separate_suite_flags(args),
+        })
     }
 }
 

@@ -4,6 +4,7 @@
 //! as often as [`schedule`] wants a guest → [`report`] and [`verdict`] → [`exit_code`]. Dependencies point that way only: the machine knows nothing of suites,
 //! reports see nothing but [`session::RunEvent`]s.
 
+pub mod bisect;
 pub mod cli;
 pub mod command;
 pub mod config;

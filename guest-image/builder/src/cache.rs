@@ -120,14 +120,15 @@ impl Drop for Scratch {
 
 /// See [`Cache::workspace`].
 #[derive(Debug)]
-pub(crate) struct Workspace {
+pub struct Workspace {
     path: PathBuf,
     _lock: File,
 }
 
 impl Workspace {
     /// The folder.
-    pub(crate) fn path(&self) -> &Path {
+    #[must_use]
+    pub fn path(&self) -> &Path {
         &self.path
     }
 }
@@ -261,7 +262,7 @@ impl Cache {
     ///
     /// # Errors
     /// The folder cannot be made, or the owner gives up waiting for another process.
-    pub(crate) fn workspace(&self, kind: &str, key: &Key, progress: &dyn Progress) -> Result<Workspace> {
+    pub fn workspace(&self, kind: &str, key: &Key, progress: &dyn Progress) -> Result<Workspace> {
         let lock = self.lock_entry(kind, key, progress)?;
         let path = self.path_of(kind, key);
         fs::create_dir_all(&path).at("create", &path)?;

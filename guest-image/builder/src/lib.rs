@@ -23,6 +23,6 @@ pub mod root_image;
 pub mod suite;
 mod tool;
 
-pub use cache::{Cache, EntryInfo, Key, KeyBuilder, Scratch};
+pub use cache::{Cache, EntryInfo, Key, KeyBuilder, Scratch, Workspace};
 pub use error::{Error, Result};
 pub use progress::{Progress, Silent};

@@ -70,7 +70,12 @@ fn build(
     progress: &TerminalProgress,
 ) -> anyhow::Result<ExitCode> {
     let all = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let request = BuildRequest { tree: tree.to_path_buf(), config: config.cloned(), jobs: jobs.unwrap_or_else(all) };
+    let request = BuildRequest {
+        tree: tree.to_path_buf(),
+        config: config.cloned(),
+        jobs: jobs.unwrap_or_else(all),
+        hide_commit: false,
+    };
     let built = kernel::build(cache, &request, progress);
     progress.finish();
     let built = match or_exit_code(built)? {

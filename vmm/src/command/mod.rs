@@ -2,6 +2,7 @@
 
 mod autopsy;
 pub mod baseline;
+pub mod bisect;
 pub mod compare;
 pub mod doctor;
 pub mod exec;
@@ -100,6 +101,7 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<ProcessExit> {
         Command::Compare(args) => compare::compare(args).map(Into::into),
         Command::Merge(args) => merge::merge(args, &cache_dir, &invocation).map(Into::into),
         Command::Trace(args) => trace::trace(args).map(Into::into),
+        Command::Bisect(args) => bisect::bisect(args, &cache_dir, &invocation, &progress).map(Into::into),
         Command::Doctor(args) => doctor::doctor(args, &cache_dir, &cache_dir.join("scratch")).map(Into::into),
         Command::Host(args) => host::host(args, || open_cache(&cache_dir), &progress).map(ProcessExit::from),
     }

@@ -4,7 +4,7 @@
 //! From the first step until [`TerminalProgress::finish`] Ctrl-C and SIGTERM ask the work to stop, so that it can clean up;
 //! a second Ctrl-C ends the process at once.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -64,6 +64,16 @@ impl TerminalProgress {
         }
         for handler in state.handlers.drain(..) {
             signal_hook::low_level::unregister(handler);
+        }
+    }
+
+    /// Prints a line on standard output, above the one that moves. That nobody reads it is no reason to end.
+    pub fn print(&self, line: &str) {
+        let state = self.state();
+        let print = || drop(writeln!(std::io::stdout().lock(), "{line}"));
+        match &state.bar {
+            Some(bar) => bar.suspend(print),
+            None => print(),
         }
     }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 
 /// Writes `name` in `dir` under another name first and renames it, so that a reader never sees half of it. `mode` is
 /// subject to the umask.
-pub(super) fn write_atomically(dir: &Path, name: &str, mode: u32, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn write_atomically(dir: &Path, name: &str, mode: u32, bytes: &[u8]) -> io::Result<()> {
     let mut file =
         tempfile::Builder::new().prefix(".new-").permissions(Permissions::from_mode(mode)).tempfile_in(dir)?;
     file.write_all(bytes)?;

@@ -27,13 +27,16 @@ mod terminal;
 #[cfg(test)]
 mod test_events;
 
+pub(crate) use atomic_file::write_atomically;
 pub use earlier_part::EarlierPart;
 pub use error::ReportError;
 pub use event_log::SavedRunError;
 pub use fan_out::{CONSOLE_LOG, ReportConfig, Reporters};
 pub use manifest::{ManifestFile, ManifestInputs, ManifestShare};
 pub(crate) use printable::printable;
+pub(crate) use replay::shell_line;
 pub(crate) use reporter::outcome_in_words;
+pub(crate) use results_dir::ResultsDir;
 pub use results_dir::check as check_results_dir;
 pub use saved_manifest::{SavedManifest, SavedManifestError};
 pub use saved_run::SavedRun;

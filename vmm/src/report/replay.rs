@@ -5,7 +5,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
 /// `command` as one would type it into a POSIX shell.
-pub(super) fn shell_line(command: &[OsString]) -> OsString {
+pub(crate) fn shell_line(command: &[OsString]) -> OsString {
     let words: Vec<Vec<u8>> = command.iter().map(|word| quoted(word)).collect();
     OsString::from_vec(words.join(&b' '))
 }

@@ -17,7 +17,7 @@ const MAX_LABEL: usize = 60;
 
 /// A folder of its own for one run.
 #[derive(Debug)]
-pub(super) struct ResultsDir {
+pub(crate) struct ResultsDir {
     path: PathBuf,
     name: String,
     /// The parent, if it was made for this run.
@@ -29,7 +29,7 @@ impl ResultsDir {
     ///
     /// # Errors
     /// [`ReportError`]; nothing is left behind then.
-    pub(super) fn create(parent: &Path, label: &str, now: Timestamp) -> Result<Self, ReportError> {
+    pub(crate) fn create(parent: &Path, label: &str, now: Timestamp) -> Result<Self, ReportError> {
         let made_parent = (!parent.exists()).then(|| parent.to_path_buf());
         fs::create_dir_all(parent).map_err(|source| create_error("the results folder", parent, source))?;
         let result = check_room(parent).and_then(|()| create_unique(parent, &base_name(label, now)));
@@ -56,17 +56,17 @@ impl ResultsDir {
     }
 
     /// Absolute.
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Its name in its parent.
-    pub(super) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
     /// Takes everything back: for a run that could not even begin.
-    pub(super) fn remove(self) {
+    pub(crate) fn remove(self) {
         let _ = fs::remove_dir_all(&self.path);
         if let Some(parent) = self.made_parent {
             let _ = fs::remove_dir(parent);

@@ -15,7 +15,7 @@ use crate::progress::Progress;
 
 pub use config::KernelConfig;
 pub use spec::{DebianKernel, KernelSpec};
-pub use tree::{BuildRequest, BuiltKernel, build};
+pub use tree::{BuildRequest, BuiltKernel, build, require_tools};
 
 /// First folder below the cache's root.
 pub const KIND: &str = "kernel";

@@ -9,16 +9,16 @@ use sha2::{Digest, Sha256};
 use crate::cache::{sha256_bytes, sha256_file};
 use crate::error::{IoContext, Result};
 
-/// Changes whenever a file that a build could read does.
-pub(super) fn of_tree(tree: &Path) -> Result<String> {
-    match of_git(tree)? {
+/// Changes whenever a file that a build could read does, and with the commit unless that does not matter: `hide_commit`.
+pub(super) fn of_tree(tree: &Path, hide_commit: bool) -> Result<String> {
+    match of_git(tree, if hide_commit { "HEAD^{tree}" } else { "HEAD" })? {
         Some(identity) => Ok(identity),
         None => of_files(tree),
     }
 }
 
 /// Commit, difference of the work tree, and files that git does not know; `None` when the tree is no work tree of its own.
-fn of_git(tree: &Path) -> Result<Option<String>> {
+fn of_git(tree: &Path, head: &str) -> Result<Option<String>> {
     let git = |args: &[&str]| {
         let output = Command::new("git").arg("-C").arg(tree).args(args).output();
         output.ok().filter(|o| o.status.success()).map(|o| o.stdout)
@@ -29,7 +29,7 @@ fn of_git(tree: &Path) -> Result<Option<String>> {
         return Ok(None);
     }
     let (Some(commit), Some(difference), Some(others)) = (
-        git(&["rev-parse", "HEAD"]),
+        git(&["rev-parse", head]),
         git(&["diff", "--binary", "--no-ext-diff", "HEAD"]),
         git(&["ls-files", "--others", "--exclude-standard", "-z"]),
     ) else {
@@ -81,16 +81,20 @@ mod tests {
         fs::write(tree.join(".gitignore"), "*.o\n").unwrap();
         git(&tree, &["add", "."]);
         git(&tree, &["commit", "-qm", "first"]);
-        let clean = of_tree(&tree).unwrap();
+        let clean = of_tree(&tree, false).unwrap();
         fs::write(tree.join("a.c"), "two").unwrap();
-        let edited = of_tree(&tree).unwrap();
+        let edited = of_tree(&tree, false).unwrap();
         fs::write(tree.join("a.c"), "one").unwrap();
         fs::write(tree.join("new.c"), "x").unwrap();
-        let added = of_tree(&tree).unwrap();
+        let added = of_tree(&tree, false).unwrap();
         fs::remove_file(tree.join("new.c")).unwrap();
         fs::write(tree.join("a.o"), "ignored").unwrap();
-        assert_eq!(of_tree(&tree).unwrap(), clean);
+        assert_eq!(of_tree(&tree, false).unwrap(), clean);
         assert!(clean != edited && edited != added && clean != added);
+        let content = of_tree(&tree, true).unwrap();
+        git(&tree, &["commit", "-q", "--allow-empty", "-m", "nothing"]);
+        assert_ne!(of_tree(&tree, false).unwrap(), clean);
+        assert_eq!(of_tree(&tree, true).unwrap(), content, "another commit of the same files");
     }
 
     #[test]
@@ -98,12 +102,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let tree = dir.path();
         fs::write(tree.join("a.c"), "one").unwrap();
-        let first = of_tree(tree).unwrap();
-        assert_eq!(of_tree(tree).unwrap(), first);
+        let first = of_tree(tree, false).unwrap();
+        assert_eq!(of_tree(tree, false).unwrap(), first);
         fs::write(tree.join("a.c"), "two").unwrap();
-        assert_ne!(of_tree(tree).unwrap(), first);
+        assert_ne!(of_tree(tree, false).unwrap(), first);
         fs::rename(tree.join("a.c"), tree.join("b.c")).unwrap();
         fs::write(tree.join("b.c"), "one").unwrap();
-        assert_ne!(of_tree(tree).unwrap(), first);
+        assert_ne!(of_tree(tree, false).unwrap(), first);
     }
 }

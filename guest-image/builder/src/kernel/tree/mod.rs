@@ -35,6 +35,9 @@ pub struct BuildRequest {
     pub config: Option<PathBuf>,
     /// How many compilers run at once.
     pub jobs: usize,
+    /// Leave out of the kernel's version which commit it is built from, so that two commits between which nothing of it
+    /// changed give the same bytes.
+    pub hide_commit: bool,
 }
 
 /// What came of it.
@@ -56,18 +59,21 @@ pub struct BuiltKernel {
 pub fn build(cache: &Cache, request: &BuildRequest, progress: &dyn Progress) -> Result<BuiltKernel> {
     let tree = fs::canonicalize(&request.tree).at("find", &request.tree)?;
     check_tree(&tree)?;
+    require_tools()?;
     let base = match &request.config {
         Some(path) => Some(fs::read_to_string(path).at("read", path)?),
         None => None,
     };
-    tool::require(&["make", "gcc", "ld", "flex", "bison", "bc", "perl"], "building a kernel")?;
     progress.step(&format!("looking for changes in {}", tree.display()));
-    let key = KeyBuilder::default()
-        .with("tree", identity::of_tree(&tree)?)
+    let mut key = KeyBuilder::default()
+        .with("tree", identity::of_tree(&tree, request.hide_commit)?)
         .with("base", base.as_deref().map_or_else(|| "tinyconfig".to_owned(), |b| sha256_bytes(b.as_bytes())))
         .with("fragment", fragment::text())
-        .with("compiler", compiler_version())
-        .finish();
+        .with("compiler", compiler_version());
+    if request.hide_commit {
+        key = key.with("version", "without commit");
+    }
+    let key = key.finish();
     let cached = cache.get(KIND, &key).is_some();
     let dir = cache.ensure(KIND, &key, progress, |dir| {
         let owner = KeyBuilder::default()
@@ -75,7 +81,7 @@ pub fn build(cache: &Cache, request: &BuildRequest, progress: &dyn Progress) -> 
             .with("base", if base.is_some() { "given" } else { "tinyconfig" })
             .finish();
         let objects = cache.workspace(OBJECTS, &owner, progress)?;
-        compile(&tree, base.as_deref(), objects.path(), request.jobs, progress)?;
+        compile(&tree, base.as_deref(), objects.path(), request, progress)?;
         let keep = |from: &str, to: &str| {
             let from = objects.path().join(from);
             fs::copy(&from, dir.join(to)).map(drop).at("copy", from)
@@ -126,13 +132,27 @@ fn check_tree(tree: &Path) -> Result<()> {
     Ok(())
 }
 
-fn compile(tree: &Path, base: Option<&str>, objects: &Path, jobs: usize, progress: &dyn Progress) -> Result<()> {
+fn compile(
+    tree: &Path,
+    base: Option<&str>,
+    objects: &Path,
+    request: &BuildRequest,
+    progress: &dyn Progress,
+) -> Result<()> {
     let make = |doing: &str, targets: &[&str]| {
         let mut tool =
             Tool::new("make", doing, objects).dir(tree).arg(format!("O={}", objects.display())).args(targets);
-        // The same source gives the same bytes.
-        for (name, value) in [("KBUILD_BUILD_USER", "vmm"), ("KBUILD_BUILD_HOST", "vmm")] {
+        if tool::find("ccache").is_some() {
+            tool = tool.arg("CC=ccache gcc");
+        }
+        // The same source gives the same bytes: without the last, however often it was linked before.
+        for (name, value) in [("KBUILD_BUILD_USER", "vmm"), ("KBUILD_BUILD_HOST", "vmm"), ("KBUILD_BUILD_VERSION", "1")]
+        {
             tool = tool.env(name, value);
+        }
+        if request.hide_commit {
+            // scripts/setlocalversion then finds no repository, and adds nothing.
+            tool = tool.env("GIT_DIR", objects.join("no-repository"));
         }
         tool.env("KBUILD_BUILD_TIMESTAMP", format!("@{EPOCH}")).run(progress)
     };
@@ -155,7 +175,7 @@ fn compile(tree: &Path, base: Option<&str>, objects: &Path, jobs: usize, progres
     make("configuring the kernel (make olddefconfig)", &["olddefconfig"])?;
     check_tools_for(&KernelConfig::read(&objects.join(".config"))?)?;
     progress.step("building the kernel");
-    make("building the kernel", &[&format!("-j{}", jobs.max(1)), "bzImage"]).map(drop)
+    make("building the kernel", &[&format!("-j{}", request.jobs.max(1)), "bzImage"]).map(drop)
 }
 
 /// Some options need more than a compiler; without it the build would end after minutes with a missing header.
@@ -183,6 +203,14 @@ fn check_tools_for(config: &KernelConfig) -> Result<()> {
     if missing.is_empty() { Ok(()) } else { Err(tool::missing(&missing, "building a kernel with this configuration")) }
 }
 
+/// Looks whether everything is installed that building any kernel takes.
+///
+/// # Errors
+/// [`Error::MissingTools`], with the packages that have what is missing.
+pub fn require_tools() -> Result<()> {
+    tool::require(&["make", "gcc", "ld", "flex", "bison", "bc", "perl"], "building a kernel")
+}
+
 fn compiler_version() -> String {
     let asked = std::process::Command::new("gcc").arg("--version").output();
     asked.map(|o| String::from_utf8_lossy(&o.stdout).lines().next().unwrap_or_default().to_owned()).unwrap_or_default()
@@ -194,7 +222,7 @@ mod tests {
     use crate::progress::Silent;
 
     fn request(tree: &Path) -> BuildRequest {
-        BuildRequest { tree: tree.to_owned(), config: None, jobs: 1 }
+        BuildRequest { tree: tree.to_owned(), config: None, jobs: 1, hide_commit: false }
     }
 
     #[test]
