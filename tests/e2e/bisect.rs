@@ -179,7 +179,17 @@ impl Tree {
     fn commit(&self, file: &str, content: &str, subject: &str) -> String {
         fs::write(self.0.join(file), content).unwrap();
         self.git(&["add", "-A"]);
-        self.git(&["-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-q", "-m", subject]);
+        self.git(&[
+            "-c",
+            "user.name=t",
+            "-c",
+            "user.email=t@example.org",
+            "commit",
+            "-q",
+            "--allow-empty",
+            "-m",
+            subject,
+        ]);
         self.git(&["rev-parse", "HEAD"])
     }
 
