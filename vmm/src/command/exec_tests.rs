@@ -4,19 +4,9 @@ use std::thread;
 
 use agent::serve::{ServeEnd, Server};
 use crossbeam_channel::bounded;
-use wire::{MountReport, PROTOCOL_VERSION};
 
 use super::*;
-
-fn hello() -> ToHost {
-    ToHost::Hello {
-        protocol: PROTOCOL_VERSION,
-        kernel_release: "6.12.0".into(),
-        uptime_ms: 900,
-        sleep_10ms_took_ms: 10,
-        mounts: vec![MountReport { tag: "myfs1".into(), mount_point: "/mnt/virtiofs1".into(), error: None }],
-    }
-}
+use crate::session::test_hello as hello;
 
 fn deadlines() -> Deadlines {
     let long = Duration::from_secs(20);

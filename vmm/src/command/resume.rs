@@ -38,6 +38,8 @@ impl Resumed {
                 "--resume goes on with a run as it was started, and takes nothing else: leave out {other}, or start a new run"
             )));
         }
+        // Of a folder that is not there the reading tells.
+        let dir = &dir.canonicalize().unwrap_or_else(|_| dir.to_path_buf());
         let earlier = EarlierPart::read(dir).map_err(|error| UsageError(super::error_chain(&error)))?;
         if earlier.is_complete() {
             let dir = dir.display();
@@ -46,15 +48,13 @@ impl Resumed {
             )));
         }
         let manifest = SavedManifest::read(dir)?;
-        let dir = dir.canonicalize().with_context(|| format!("failed to find {}", dir.display()))?;
         std::env::set_current_dir(&manifest.directory)
             .with_context(|| format!("failed to go to {}, where the run was started", manifest.directory.display()))?;
         let command: Vec<OsString> = manifest.command.iter().map(OsString::from).collect();
         let cli = Cli::try_parse_with_suite_flags(command.clone())
             .with_context(|| format!("the command line of the run in {} is not one of this vmm's", dir.display()))?;
         let Command::Run(args) = cli.command else { anyhow::bail!("{} is not of a `vmm run`", dir.display()) };
-        let earlier = EarlierPart::read(&dir).unwrap_or(earlier);
-        let typed = with_folder(typed, &dir);
+        let typed = with_folder(typed, dir);
         Ok(Self { typed, args, command, directory: manifest.directory.clone(), earlier, manifest })
     }
 

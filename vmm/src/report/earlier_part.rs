@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use guest_image::suite::SuiteRun;
-use wire::{ResultFormat, TestStatus};
+use wire::TestStatus;
 
 use super::event_log::{self, SavedRunError};
 use crate::schedule::Done;
@@ -89,12 +89,11 @@ impl EarlierPart {
 
     fn done(&self, suite: &SuiteRun) -> Done {
         let mut done = Done::default();
-        let one_result_per_test = matches!(suite.plan.format, ResultFormat::PjdfstestRs | ResultFormat::Xfstests);
         let of_it = self.events.iter().filter(|event| event.event.suite() == Some(&suite.plan.name));
         for event in of_it {
             match &event.event {
                 RunEvent::SuiteFinished { end: Some(_), .. } => done.ended = true,
-                RunEvent::TestFinished { test, .. } if one_result_per_test => {
+                RunEvent::TestFinished { test, .. } if suite.has_one_result_per_test() => {
                     done.tests.extend(suite.test_of(test).map(str::to_owned));
                 }
                 RunEvent::ListedTestFinished { test, .. } => {

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Instant;
 
 use guest_image::suite::SuiteRun;
-use wire::{ResultFormat, SuitePlan, TestStatus};
+use wire::{SuitePlan, TestStatus};
 
 use super::policy::Policy;
 use super::times::TestTimes;
@@ -195,7 +195,7 @@ impl SuiteWork {
                 let test = test.clone();
                 let mut events = self.come_to(guest, &test);
                 events.push(event);
-                if self.has_one_result_per_test() {
+                if self.run.has_one_result_per_test() {
                     self.finish_current(guest);
                 }
                 events
@@ -344,13 +344,9 @@ impl SuiteWork {
 
     /// A listed test has all its results. Told where that does not go without saying.
     fn finish(&mut self, test: String) -> Option<RunEvent> {
-        let told = (!self.has_one_result_per_test())
+        let told = (!self.run.has_one_result_per_test())
             .then(|| RunEvent::ListedTestFinished { suite: self.name().to_owned(), test: test.clone() });
         self.finished.insert(test).then_some(told).flatten()
-    }
-
-    fn has_one_result_per_test(&self) -> bool {
-        matches!(self.run.plan.format, ResultFormat::PjdfstestRs | ResultFormat::Xfstests)
     }
 
     /// What it took last; the mean of all where that is not known.

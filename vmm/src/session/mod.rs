@@ -33,3 +33,15 @@ pub use plan::RunPlan;
 pub use raw_terminal::RawTerminal;
 pub use run_event::{AUTOPSY, LAST_REQUESTS, OutputStream, RunEvent, RunOutcome, SuiteEnd, TimedEvent};
 pub use work::{Task, WorkSource};
+
+/// The greeting of an agent that a test plays.
+#[cfg(test)]
+pub(crate) fn test_hello() -> wire::ToHost {
+    wire::ToHost::Hello {
+        protocol: wire::PROTOCOL_VERSION,
+        kernel_release: "6.12.0".into(),
+        uptime_ms: 900,
+        sleep_10ms_took_ms: 10,
+        mounts: vec![wire::MountReport { tag: "myfs1".into(), mount_point: "/mnt/virtiofs1".into(), error: None }],
+    }
+}

@@ -56,6 +56,12 @@ impl SuiteRun {
         Some(plan)
     }
 
+    /// Whether each listed test has exactly one result, so that it is done with that.
+    #[must_use]
+    pub fn has_one_result_per_test(&self) -> bool {
+        matches!(self.plan.format, ResultFormat::PjdfstestRs | ResultFormat::Xfstests)
+    }
+
     /// The listed test that a result belongs to; `None` where that cannot be told from its name.
     #[must_use]
     pub fn test_of<'r>(&self, result: &'r str) -> Option<&'r str> {

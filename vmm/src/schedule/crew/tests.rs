@@ -4,12 +4,12 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use guest_image::suite::{Manifest, SuiteRun};
-use wire::{PROTOCOL_VERSION, ProcessEnd, TestStatus, ToGuest, ToHost, read_frame, write_frame};
+use wire::{ProcessEnd, TestStatus, ToGuest, ToHost, read_frame, write_frame};
 
 use super::*;
 use crate::machine::StopReason;
 use crate::schedule::{Done, Policy};
-use crate::session::Deadlines;
+use crate::session::{Deadlines, test_hello};
 
 const TESTS: [&str; 4] = ["a", "b", "c", "d"];
 
@@ -45,14 +45,7 @@ fn play(mut stream: UnixStream, kills: &[&str]) -> std::io::Result<()> {
         let mut stream = stream.try_clone()?;
         move |frame: ToHost| write_frame(&mut stream, &frame).map_err(std::io::Error::other)
     };
-    let kernel_release = "6.12.0".to_owned();
-    send(ToHost::Hello {
-        protocol: PROTOCOL_VERSION,
-        kernel_release,
-        uptime_ms: 1,
-        sleep_10ms_took_ms: 10,
-        mounts: Vec::new(),
-    })?;
+    send(test_hello())?;
     while let Ok(Some(frame)) = read_frame::<ToGuest>(&mut stream) {
         match frame {
             ToGuest::Exec { .. } => {

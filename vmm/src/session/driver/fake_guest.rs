@@ -8,9 +8,10 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 
 use crossbeam_channel::{Sender, bounded, unbounded};
-use wire::{Command, MountReport, PROTOCOL_VERSION, ResultFormat, TestStatus, read_frame, write_frame};
+use wire::{Command, ResultFormat, TestStatus, read_frame, write_frame};
 
 use super::*;
+pub(super) use crate::session::test_hello as hello;
 use crate::session::{Deadlines, Fate, GuestEnd, RunOutcome};
 
 /// The guest's side, played by a test's closure in a thread.
@@ -54,16 +55,6 @@ impl FakeGuest {
 
 pub(super) fn send(stream: &mut UnixStream, frame: ToHost) {
     write_frame(stream, &frame).unwrap();
-}
-
-pub(super) fn hello() -> ToHost {
-    ToHost::Hello {
-        protocol: PROTOCOL_VERSION,
-        kernel_release: "6.12.0".into(),
-        uptime_ms: 900,
-        sleep_10ms_took_ms: 10,
-        mounts: vec![MountReport { tag: "myfs1".into(), mount_point: "/mnt/virtiofs1".into(), error: None }],
-    }
 }
 
 pub(super) fn suite(name: &str) -> SuitePlan {

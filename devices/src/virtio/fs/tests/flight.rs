@@ -194,18 +194,3 @@ fn records_are_the_same_when_they_come_back_from_json() {
         assert!(!json.contains("null") && !json.contains("false"), "{json}");
     }
 }
-
-/// Run with `--release -- --ignored --nocapture`: what recording adds to a request.
-#[test]
-#[ignore = "measures"]
-fn what_recording_costs() {
-    let mut guest = Guest::new();
-    let begun = Instant::now();
-    const REQUESTS: u32 = 200_000;
-    for _ in 0..REQUESTS {
-        guest.lookup(ROOT, "missing").unwrap_err();
-    }
-    let all = begun.elapsed() / REQUESTS;
-    let took: u64 = of(&guest, "LOOKUP").iter().map(|record| record.took_ns).sum();
-    println!("LOOKUP of a missing name: {all:?} there and back, {} ns in the worker", took / 512);
-}
