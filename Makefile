@@ -9,7 +9,7 @@ SUITE ?= pjdfstest-rs
 # Root needs no sudo; without either, the packages must be there already.
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: run test test-planted test-bisect setup build prepare unit e2e lint bench bench-boot bench-memory acceptance clean help
+.PHONY: run test test-planted test-bisect setup build prepare unit e2e bisect lint bench bench-boot bench-memory acceptance clean help
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,12 +45,15 @@ e2e: prepare ## End-to-end tests with real guests; E2E_TESTS="vsock:: run::" cho
 	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(CURDIR)/tests/e2e.sh $(CURDIR)/$(VMM)" \
 		$(CARGO) test --locked -p tests --test e2e -- $(E2E_TESTS)
 
+bisect: prepare ## Bisect a short real history of a real kernel; builds three kernels
+	tests/bisect/quick.sh $(CURDIR)/$(VMM)
+
 prepare: setup ## Get and build what guests boot from
 	$(VMM) image build
 	$(VMM) kernel fetch debian:6.1
 	$(VMM) suite add pjdfstest-rs
 
-test: lint unit e2e ## Everything CI runs
+test: lint unit e2e bisect ## Everything CI runs
 
 # A build of its own, so that the one that people use never has them.
 test-planted: prepare ## Plant ten bugs in the file server, one at a time; show which tests notice (takes long)

@@ -9,24 +9,10 @@
 #   work             inside: a folder for shares, on ext4 in an emulated host; removed at the end
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+# shellcheck source=tests/common.sh
+. "$root/tests/common.sh"
 vmm=${VMM_BIN:-$root/target/release/vmm}
-cache=${VMM_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/vmm}
 script=$(basename "$0")
-
-sudo=
-[ "$(id -u)" -eq 0 ] || sudo=sudo
-
-# Installs those of these Debian packages that are missing.
-need() {
-  local missing=() package
-  for package in "$@"; do
-    dpkg -s "$package" 2>/dev/null | grep -q '^Status: install ok installed' || missing+=("$package")
-  done
-  [ ${#missing[@]} -gt 0 ] || return 0
-  echo "$script: installing ${missing[*]}" >&2
-  $sudo apt-get update -qq >&2
-  DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
-}
 
 # Builds what $probe names. Static, so that it runs in any root image; a target directory of its own, as other flags
 # would rebuild everything else.

@@ -23,7 +23,8 @@ killed_after() {
       [ -z "$events" ] || tail -n 20 "$events"
       return 1
     fi
-    events=$(echo "$work"/results/*/events.jsonl)
+    # Not `latest`, which is beside the run's folder.
+    events=$(echo "$work"/results/[0-9]*/events.jsonl)
     [ ! -f "$events" ] || seen=$(grep -o "$word" "$events" | wc -l)
   done
   kill -KILL "$pid"

@@ -21,12 +21,8 @@ case $kind in
     *) echo "history.sh: $kind is no kind of bug: fails, panics, hangs or flaky" >&2; exit 2 ;;
 esac
 
-# Inserts a line at the beginning of a function's body: after the declarations of those that are used here.
-insert() { # FILE FUNCTION-LINE-PATTERN AFTER-PATTERN TEXT
-    sed -i "/$2/,/^}/{/$3/a\\
-\\	$4
-}" "$1"
-}
+# shellcheck source=tests/bisect/insert.sh
+. "$(dirname "$(realpath "${BASH_SOURCE[0]}")")/insert.sh"
 commit() { git commit -qam "$1"; }
 
 # Four different places among the commits, none of them the first or the last two; what is mended takes two.
@@ -45,7 +41,7 @@ git tag -f "$name-good" >/dev/null
 for ((n = 1; n <= commits; n++)); do
     case $n in
         "$planted")
-            insert fs/fuse/dir.c '^static int fuse_symlink(' 'FUSE_ARGS(args);' "$bug"
+            break_symlink "$bug"
             commit 'fuse: rework symlink'
             git tag -f "$name-planted" >/dev/null ;;
         "$no_build")
@@ -71,7 +67,7 @@ for ((n = 1; n <= commits; n++)); do
                 echo "/* Note $n. */" >> fs/fuse/dir.c
                 commit "fuse: note $n"
             else
-                echo "static const char fuse_history_$n[] __used = \"fuse history $n, seed $seed\";" >> fs/fuse/file.c
+                echo "static const char fuse_history_${n}[] __used = \"fuse history $n, seed $seed\";" >> fs/fuse/file.c
                 commit "fuse: change $n"
             fi ;;
     esac
