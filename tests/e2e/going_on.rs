@@ -2,10 +2,12 @@
 //! off.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
-use tests::{Vmm, patience};
+use tests::{Sandbox, Vmm, guest_probe, patience};
 
+use crate::guest_trouble::KILL_AGENT;
 use crate::suite_run::{Run, has};
 
 const GOOD: &str = "echo 1..2; echo ok 1; echo ok 2";
@@ -34,6 +36,34 @@ fn behind_a_panic_and_a_hang_the_other_tests_run_and_each_has_its_autopsy() {
     assert!(hang.contains("NMI") && hang.contains("Comm: sh"), "the kernel says where it was: {hang}");
     assert!(artefact("b_00.t_2.fuse.jsonl").lines().count() > 1);
     assert!(run.dir().join("console-3.log").exists());
+    run.sandbox.assert_only_results_left();
+}
+
+#[test]
+fn behind_an_agent_that_dies_and_a_stream_that_breaks_the_other_tests_run() {
+    let share = Sandbox::new();
+    let probe =
+        guest_probe::install(Path::new(env!("CARGO_BIN_EXE_guest-probe")), &share.dir("share"), "/mnt/virtiofs2");
+    let dies = format!("echo 1..2; echo ok 1; {KILL_AGENT}");
+    let breaks = format!("echo 1..2; echo ok 1; sleep 1; {probe} cut-agent-stream; sleep 1000");
+    let run = Run::of(&[("a/00.t", GOOD), ("b/00.t", &dies), ("c/00.t", &breaks), ("d/00.t", GOOD)]);
+    let flags = [("myfs1", run.sandbox.dir("share")), ("myfs2", share.dir("share"))];
+    let flags = flags.map(|(tag, dir)| format!("--shared-dir={}:{tag}", dir.display()));
+    let finished = run.command(&[&flags[0], &flags[1]]).deadline(patience(90)).finish();
+    finished.expect_code(1).expect_in_out("Failed 2 of 8 tests");
+    let statuses = run.statuses();
+    for (test, status) in [
+        ("a/00.t:2", "pass"),
+        ("b/00.t:1", "pass"),
+        ("b/00.t:2", "error"),
+        ("c/00.t:1", "pass"),
+        ("c/00.t:2", "error"),
+        ("d/00.t:2", "pass"),
+    ] {
+        assert!(has(&statuses, test, status), "{test} {status}: {statuses:?}");
+    }
+    let events = fs::read_to_string(run.dir().join("events.jsonl")).unwrap();
+    assert!(events.contains("broke: stream closed in the middle of a frame"), "{events}");
     run.sandbox.assert_only_results_left();
 }
 

@@ -1,12 +1,14 @@
 //! Ctrl-C at any moment, once and twice, SIGTERM, and `kill -9`: nothing left, the terminal as it was, results on disk.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use tests::{Sandbox, Vmm, patience};
+use tests::{Sandbox, Terminal, Vmm, patience};
+
+use crate::suite_run::{Run, has};
 
 const CTRL_C: &str = "\x03";
 
@@ -19,7 +21,11 @@ fn only_run(sandbox: &Sandbox) -> PathBuf {
 
 /// The events on disk; every complete line must parse.
 fn events(sandbox: &Sandbox) -> Vec<serde_json::Value> {
-    let text = fs::read_to_string(only_run(sandbox).join("events.jsonl")).expect("events are there");
+    events_in(&only_run(sandbox))
+}
+
+fn events_in(run: &Path) -> Vec<serde_json::Value> {
+    let text = fs::read_to_string(run.join("events.jsonl")).expect("events are there");
     let whole = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
     whole.lines().map(|line| serde_json::from_str(line).expect("every whole line parses")).collect()
 }
@@ -57,16 +63,104 @@ fn ctrl_c_during_a_run_keeps_the_results_and_restores_the_terminal() {
 
 #[test]
 fn ctrl_c_twice_ends_a_run_at_once() {
-    let sandbox = Sandbox::new();
-    let mut terminal = verbose_run(&sandbox).on_terminal();
+    let run = Run::of(&[("a/00.t", "echo 1..1; echo ok 1"), ("b/00.t", "echo 1..1; sleep 100000")]);
+    // A guest that never gets to the end of taking off its share: after one Ctrl-C it is waited for, 20 s at least.
+    let mut terminal = run.command(&["--verbose", "--fault", "op=DESTROY,stall"]).on_terminal();
+    // The name alone is on the screen as soon as the test runs.
     terminal.wait_for("PASS");
     terminal.type_in(CTRL_C);
-    thread::sleep(Duration::from_millis(100));
+    // Two signals that nobody has seen yet are one.
+    thread::sleep(Duration::from_secs(1));
+    assert!(!terminal.has_ended(), "one Ctrl-C was enough");
+    let second = Instant::now();
+    terminal.type_in(CTRL_C);
+    let finished = terminal.finish();
+    finished.expect_code(130).expect_in_out("interrupted");
+    assert!(second.elapsed() < Duration::from_secs(12), "{:?}: {finished}", second.elapsed());
+    assert_eq!(run.results()["exit_code"], 130);
+    assert!(has(&run.statuses(), "a/00.t:1", "pass"), "{:?}", run.statuses());
+    run.sandbox.assert_only_results_left();
+}
+
+#[test]
+fn ctrl_c_twice_at_any_moment_of_a_run_leaves_results_that_parse_or_none() {
+    let run = Run::of(&[("a/00.t", "echo 1..1; echo ok 1; sleep 100000")]);
+    for wait_ms in [0, 50, 200, 500, 1500, 4000, 8000] {
+        let results = run.sandbox.dir(&format!("results-{wait_ms}"));
+        let flags = ["--results", results.to_str().unwrap()];
+        let mut terminal = run.command(&flags).deadline(patience(15)).on_terminal();
+        thread::sleep(Duration::from_millis(wait_ms));
+        terminal.type_in(CTRL_C);
+        thread::sleep(Duration::from_millis(20));
+        terminal.type_in(CTRL_C);
+        let finished = terminal.finish();
+        assert!(finished.code().is_none() || finished.code() == Some(130), "after {wait_ms} ms: {finished}");
+        run.sandbox.assert_nothing_left();
+        if let Ok(folder) = fs::canonicalize(results.join("latest")) {
+            assert_eq!(events_in(&folder).last().unwrap()["outcome"]["kind"], "interrupted", "after {wait_ms} ms");
+        }
+    }
+}
+
+#[test]
+fn a_command_that_ignores_ctrl_c_is_left_at_the_third() {
+    let sandbox = Sandbox::new();
+    let script = "n=0; trap 'n=$((n + 1)); echo got=$n' INT; echo rea''dy; while :; do sleep 0.1; done";
+    let mut terminal = Vmm::sh(&sandbox, &[], script).on_terminal();
+    terminal.wait_for("ready");
+    for got in ["got=1", "got=2"] {
+        terminal.type_in(CTRL_C);
+        terminal.wait_for(got);
+    }
+    terminal.type_in(CTRL_C);
+    terminal.finish().expect_code(130).expect_in_out("vmm: interrupted");
+    sandbox.assert_nothing_left();
+}
+
+/// A suite's build under way on a terminal: `first`, and then a child that stays.
+fn build_under_way(sandbox: &Sandbox, first: &str) -> Terminal {
+    let begun = sandbox.other().join("begun");
+    let step = format!("{first} : > {}; sleep 1000; :", begun.display());
+    let manifest = format!(
+        "name = 'slow'\ndescription = 'd'\nformat = 'exit-code'\n[build]\nmethod = 'source'\nsteps = [\"{step}\"]\n\
+         [run]\nargv = ['./run']\ncwd = '/'\n"
+    );
+    let manifest = sandbox.file("slow.toml", manifest);
+    let words = ["suite", "add", "slow", "--manifest", manifest.to_str().unwrap(), "--source"];
+    let command = Vmm::new(sandbox, words).args([sandbox.dir("source")]);
+    let terminal = command.env("VMM_CACHE_DIR", sandbox.dir("cache")).on_terminal();
+    let give_up = Instant::now() + patience(15);
+    while !begun.exists() {
+        assert!(Instant::now() < give_up, "the build did not begin");
+        thread::sleep(Duration::from_millis(10));
+    }
+    terminal
+}
+
+#[test]
+fn ctrl_c_while_an_image_is_made_leaves_nothing() {
+    let sandbox = Sandbox::new();
+    let mut terminal = build_under_way(&sandbox, "");
+    terminal.type_in(CTRL_C);
+    terminal.finish().expect_code(130).expect_in_out("nothing half-made was kept");
+    sandbox.assert_nothing_left();
+    let left = fs::read_dir(sandbox.other().join("cache/tmp")).unwrap().count();
+    assert_eq!(left, 0, "left in the cache");
+}
+
+#[test]
+fn ctrl_c_twice_while_an_image_is_made_ends_it_at_once_and_leaves_no_process() {
+    let sandbox = Sandbox::new();
+    let mut terminal = build_under_way(&sandbox, "trap '' TERM;");
+    terminal.type_in(CTRL_C);
+    thread::sleep(Duration::from_millis(300));
+    assert!(!terminal.has_ended(), "one Ctrl-C was enough");
+    let second = Instant::now();
     terminal.type_in(CTRL_C);
     let finished = terminal.finish();
     finished.expect_code(130);
-    assert!(count(&events(&sandbox), "test-finished") > 0);
-    sandbox.assert_only_results_left();
+    assert!(second.elapsed() < Duration::from_secs(3), "{:?}: {finished}", second.elapsed());
+    sandbox.assert_nothing_left();
 }
 
 #[test]
@@ -108,6 +202,7 @@ fn after_kill_9_everything_that_was_shown_is_on_disk_and_parses() {
     let shown = finished.out().lines().filter(|line| line.contains("PASS [")).count();
     let kept = events(&sandbox).iter().filter(|e| e["event"] == "test-finished" && e["status"] == "pass").count();
     assert!(shown > 0 && kept >= shown, "{kept} kept of {shown} shown: {finished}");
+    sandbox.assert_no_process_left();
 }
 
 #[test]

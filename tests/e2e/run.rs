@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use serde_json::Value;
 use tests::{Sandbox, Vmm, patience};
 
+use crate::suite_run::{Run, has};
+
 fn latest(sandbox: &Sandbox) -> PathBuf {
     fs::canonicalize(sandbox.work().join("results/latest")).expect("a results folder is there")
 }
@@ -95,16 +97,16 @@ fn an_expected_failure_that_passes_is_called_fixed_and_an_excluded_test_expunged
 
 #[test]
 fn the_deadline_of_a_run_keeps_the_results_so_far() {
-    let sandbox = Sandbox::new();
-    let mut running = run(&sandbox).args(["--timeout", "20s", "--memory", "512M"]).spawn();
-    running.wait_for_out("PASS");
-    let finished = running.finish();
-    // A fast machine is through before the deadline.
-    finished.expect_code_in(&[124, 0]);
-    let results = json(latest(&sandbox).join("results.json"));
-    assert_eq!(results["exit_code"], finished.code().unwrap());
-    assert!(results["counts"]["pass"].as_u64().unwrap() > 0);
-    sandbox.assert_only_results_left();
+    let run = Run::of(&[("a/00.t", "echo 1..1; echo ok 1"), ("b/00.t", "echo 1..2; echo ok 1; sleep 100000")]);
+    let limit = patience(10);
+    let finished = run.finish(&["--timeout", &format!("{}s", limit.as_secs())]);
+    finished.expect_code(124).expect_in_out("(--timeout)").expect_within(limit + patience(5));
+    let results = run.results();
+    assert_eq!((&results["exit_code"], &results["outcome"]["kind"]), (&124.into(), &"timed-out".into()));
+    let statuses = run.statuses();
+    for (test, status) in [("a/00.t:1", "pass"), ("b/00.t:1", "pass"), ("b/00.t:2", "error")] {
+        assert!(has(&statuses, test, status), "{test} {status}: {statuses:?}");
+    }
 }
 
 #[test]
@@ -112,7 +114,7 @@ fn a_guest_that_never_speaks_is_in_every_report() {
     let sandbox = Sandbox::new();
     let hang = ["--append", "ignore_loglevel rdinit=/nowhere root=/dev/nowhere rootwait", "--boot-timeout", "12s"];
     let finished = run(&sandbox).args(hang).finish();
-    finished.expect_code(124);
+    finished.expect_code(124).expect_within(patience(10));
     let dir = latest(&sandbox);
     assert_eq!(json(dir.join("results.json"))["outcome"]["kind"], "timed-out");
     assert!(fs::read_to_string(dir.join("junit.xml")).unwrap().contains("<error message=\"timed out"));

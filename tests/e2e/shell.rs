@@ -1,5 +1,6 @@
 //! `vmm shell`: a terminal through to the guest and back.
 
+use rustix::process::Signal;
 use tests::{Sandbox, Vmm};
 
 fn shell(sandbox: &Sandbox) -> Vmm<'_> {
@@ -60,6 +61,18 @@ fn a_guest_that_dies_under_a_shell_gives_the_terminal_back() {
     terminal.type_in("echo c > /proc/sysrq-trigger\r");
     terminal.finish().expect_code(3);
     sandbox.assert_nothing_left();
+}
+
+#[test]
+fn a_signal_ends_a_shell_and_gives_the_terminal_back() {
+    for signal in [Signal::TERM, Signal::HUP, Signal::INT] {
+        let sandbox = Sandbox::new();
+        let mut terminal = shell(&sandbox).on_terminal();
+        terminal.wait_for_raw();
+        terminal.signal(signal);
+        terminal.finish().expect_code(130);
+        sandbox.assert_nothing_left();
+    }
 }
 
 #[test]

@@ -90,11 +90,11 @@ fn a_kernel_that_is_not_there_is_refused() {
 fn a_file_that_is_no_kernel_is_refused_by_name_and_kind() {
     let sandbox = Sandbox::new();
     for (name, bytes, kind) in [
-        ("empty", Vec::new(), ""),
-        ("text", b"#!/bin/sh\necho I am no kernel\n".to_vec(), ""),
+        ("empty", Vec::new(), "an empty file"),
+        ("text", b"#!/bin/sh\necho I am no kernel\n".to_vec(), "a text file"),
         ("cut", kernels::truncated_bzimage(), "truncated"),
-        ("Image", kernels::arm64_image(), "arm64"),
-        ("vmlinux", kernels::arm64_elf(), ""),
+        ("Image", kernels::arm64_image(), "an arm64 Image"),
+        ("vmlinux", kernels::arm64_elf(), "arm64"),
     ] {
         let path = sandbox.file(name, bytes);
         for command in [vec!["exec"], vec!["run"]] {
@@ -135,8 +135,8 @@ fn no_cpus_and_too_many_cpus_are_refused() {
 fn a_share_that_is_not_there_or_no_directory_is_refused() {
     let sandbox = Sandbox::new();
     let file = sandbox.file("file", "");
-    for path in ["/nonexistent/share", file.to_str().unwrap()] {
-        refused(&sandbox, ["exec", "--shared-dir", &format!("{path}:tag"), "--", "true"], &[path]);
+    for (path, why) in [("/nonexistent/share", "no such file"), (file.to_str().unwrap(), "is not a directory")] {
+        refused(&sandbox, ["exec", "--shared-dir", &format!("{path}:tag"), "--", "true"], &[path, why]);
     }
 }
 
@@ -147,10 +147,10 @@ fn a_tag_that_is_empty_too_long_or_used_twice_is_refused() {
     let share = |tag: &str| format!("{dir}:{tag}");
     let (limit, over) = ("x".repeat(36), "x".repeat(37));
     for tag in ["", &over, "é".repeat(19).as_str()] {
-        refused(&sandbox, ["exec", "--shared-dir", &share(tag), "--", "true"], &["tag"]);
+        refused(&sandbox, ["exec", "--shared-dir", &share(tag), "--", "true"], &["a tag has 1 to 36 bytes"]);
     }
     let twice = ["exec", "--shared-dir", &share(&limit), "--shared-dir", &share(&limit), "--", "true"];
-    refused(&sandbox, twice, &["tag", &limit]);
+    refused(&sandbox, twice, &[&format!("the tag `{limit}` is used twice")]);
     refused(&sandbox, ["exec", "--shared-dir", &dir, "--", "true"], &["PATH:TAG"]);
 }
 

@@ -100,18 +100,23 @@ impl Sandbox {
 
     /// The same, but for the working directory, where results are.
     pub fn assert_only_results_left(&self) {
-        // A process that was killed needs a moment to be gone.
-        let give_up = Instant::now() + Duration::from_secs(5);
-        while !self.processes().is_empty() && Instant::now() < give_up {
-            thread::sleep(Duration::from_millis(20));
-        }
-        assert_eq!(self.processes(), Vec::<String>::new(), "processes left behind");
+        self.assert_no_process_left();
         assert_eq!(entries(&self.tmp()), Vec::<OsString>::new(), "left in TMPDIR");
         assert_eq!(entries(&self.scratch()), Vec::<OsString>::new(), "left in the scratch directory");
         let root = self.root.path().to_str().expect("a sandbox's path is UTF-8");
         let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo can be read");
         let left: Vec<_> = mounts.lines().filter(|line| line.contains(root) && !line.contains("/other/")).collect();
         assert_eq!(left, Vec::<&str>::new(), "mounts left behind");
+    }
+
+    /// Fails unless every process that was started in the sandbox is gone: all that `kill -9` can promise.
+    pub fn assert_no_process_left(&self) {
+        // A process that was killed needs a moment to be gone.
+        let give_up = Instant::now() + Duration::from_secs(5);
+        while !self.processes().is_empty() && Instant::now() < give_up {
+            thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(self.processes(), Vec::<String>::new(), "processes left behind");
     }
 
     /// Command lines of the processes started in this sandbox that are alive.

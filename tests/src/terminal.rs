@@ -115,6 +115,15 @@ impl Terminal {
         self.child.signal(signal);
     }
 
+    /// Whether it has ended by now.
+    ///
+    /// # Panics
+    /// When that cannot be told.
+    #[must_use]
+    pub fn has_ended(&mut self) -> bool {
+        self.child.child().try_wait().expect("a child can be waited for").is_some()
+    }
+
     /// Waits for its end and fails unless the terminal is as it was.
     ///
     /// # Panics
@@ -126,6 +135,8 @@ impl Terminal {
             Some(status) => {
                 let finished = self.collect(status);
                 assert!(self.is_as_before(), "the terminal was not restored:\n{finished}");
+                let times = |sequence: &str| finished.out().matches(sequence).count();
+                assert!(times("\x1b[?25l") <= times("\x1b[?25h"), "the cursor is hidden still:\n{finished}");
                 finished
             }
             None => panic!("it did not end within its deadline and was killed:\n{}", self.kill_and_collect()),

@@ -26,3 +26,4 @@ mod tool;
 pub use cache::{Cache, EntryInfo, Key, KeyBuilder, Scratch, Workspace};
 pub use error::{Error, Result};
 pub use progress::{Progress, Silent};
+pub use tool::kill_running as kill_running_tools;

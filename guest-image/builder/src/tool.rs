@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,36 @@ const NO_NETWORK: &[&str] = &[
 const POLL: Duration = Duration::from_millis(100);
 /// How long a program may take to clean up after SIGTERM.
 const GRACE: Duration = Duration::from_secs(30);
+
+/// The process groups of programs that run; 0 is a free place. More than there are threads that run any.
+static RUNNING: [AtomicI32; 16] = [const { AtomicI32::new(0) }; 16];
+
+/// Kills every program that runs, with all that it has started: for a process that ends at once, as nobody else knows of what
+/// they started. It only reads atomics and makes system calls, so a signal handler may call it.
+pub fn kill_running() {
+    for group in RUNNING.iter().filter_map(|place| Pid::from_raw(place.load(Ordering::Relaxed))) {
+        let _ = kill_process_group(group, Signal::KILL);
+    }
+}
+
+/// A program's place in [`RUNNING`], free again when dropped.
+struct Place(Option<&'static AtomicI32>);
+
+impl Place {
+    fn take(child: &Child) -> Self {
+        let group = i32::try_from(child.id()).unwrap_or(0);
+        let mut places = RUNNING.iter();
+        Self(places.find(|place| place.compare_exchange(0, group, Ordering::Relaxed, Ordering::Relaxed).is_ok()))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(place) = self.0 {
+            place.store(0, Ordering::Relaxed);
+        }
+    }
+}
 
 /// One run of one program.
 #[derive(Debug)]
@@ -99,6 +130,7 @@ impl Tool {
     /// Runs it; `on_line` is called with each line of either stream, as it comes.
     pub(crate) fn run_with(mut self, progress: &dyn Progress, mut on_line: impl FnMut(&str)) -> Result<ToolOutput> {
         let mut child = self.spawn()?;
+        let _place = Place::take(&child);
         let (sender, lines) = mpsc::channel();
         let stdout = child.stdout.take().map(|s| forward(s, true, sender.clone()));
         let stderr = child.stderr.take().map(|s| forward(s, false, sender));

@@ -2,7 +2,7 @@
 //! as standard output is for results.
 //!
 //! From the first step until [`TerminalProgress::finish`] Ctrl-C and SIGTERM ask the work to stop, so that it can clean up;
-//! a second Ctrl-C ends the process at once.
+//! a second Ctrl-C ends the process at once, and with it every program that works for it.
 
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -88,11 +88,17 @@ impl TerminalProgress {
             return;
         }
         for signal in [SIGINT, SIGTERM] {
-            let code = i32::from(ExitCode::Interrupted as u8);
-            // Before the flag below is set, so that the first signal does not end the process and the second does.
-            let second = signal_hook::flag::register_conditional_shutdown(signal, code, Arc::clone(&self.interrupted));
-            let first = signal_hook::flag::register(signal, Arc::clone(&self.interrupted));
-            state.handlers.extend([second, first].into_iter().flatten());
+            let interrupted = Arc::clone(&self.interrupted);
+            let handler = move || {
+                if interrupted.swap(true, Ordering::SeqCst) {
+                    // What they started would go on without anybody who knows of it.
+                    guest_image::kill_running_tools();
+                    signal_hook::low_level::exit(i32::from(ExitCode::Interrupted as u8));
+                }
+            };
+            // SAFETY: the handler uses atomics, kill(2) and _exit(2), which are async-signal-safe, and does not unwind.
+            let handler = unsafe { signal_hook::low_level::register(signal, handler) };
+            state.handlers.extend(handler);
         }
     }
 }
