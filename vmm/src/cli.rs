@@ -259,7 +259,7 @@ pub struct RunArgs {
     /// Print nothing but failures and the summary
     #[arg(long, short)]
     pub quiet: bool,
-    /// Suites, in order [default: pjdfstest-rs]
+    /// Suites, in order [default: pjdfstest-rs, then the others of `vmm suite list` that are built in and added]
     #[arg(value_name = "SUITE")]
     pub suites: Vec<String>,
     /// Arguments for the suite itself

@@ -30,6 +30,13 @@ pub struct GuestFiles {
 }
 
 impl GuestFiles {
+    /// Digests of the kernel, the root image and the suites.
+    #[must_use]
+    pub fn digests(&self) -> Vec<String> {
+        let suites = self.suites.iter().map(|suite| &suite.sha256);
+        [&self.kernel.sha256, &self.root.sha256].into_iter().chain(suites).cloned().collect()
+    }
+
     /// Finds or builds everything `options` and `suites` need. The first time that takes minutes and a network.
     ///
     /// # Errors

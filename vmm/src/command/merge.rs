@@ -46,7 +46,11 @@ pub fn merge(args: &MergeArgs, cache_dir: &Path, invocation: &Invocation) -> any
     let parts = read_parts(&args.parts)?;
     let first = parts.values().next().context("there is no part")?;
     let command = without(&first.manifest.command, &["--shard", "--results", "--jobs", "-j"]);
-    let run_args = run_args(&command)?;
+    let mut run_args = run_args(&command)?;
+    if run_args.suites.is_empty() {
+        // More may have been added since.
+        run_args.suites = first.manifest.suite_names();
+    }
     let options = MachineOptions::new(&run_args.machine, cache_dir, true)?;
     let suites = super::run::manifests_of(&run_args, &options)?;
     let command: Vec<OsString> = command.into_iter().map(OsString::from).collect();

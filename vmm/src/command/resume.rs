@@ -53,7 +53,11 @@ impl Resumed {
         let command: Vec<OsString> = manifest.command.iter().map(OsString::from).collect();
         let cli = Cli::try_parse_with_suite_flags(command.clone())
             .with_context(|| format!("the command line of the run in {} is not one of this vmm's", dir.display()))?;
-        let Command::Run(args) = cli.command else { anyhow::bail!("{} is not of a `vmm run`", dir.display()) };
+        let Command::Run(mut args) = cli.command else { anyhow::bail!("{} is not of a `vmm run`", dir.display()) };
+        if args.suites.is_empty() {
+            // More may have been added since.
+            args.suites = manifest.suite_names();
+        }
         let typed = with_folder(typed, dir);
         Ok(Self { typed, args, command, directory: manifest.directory.clone(), earlier, manifest })
     }

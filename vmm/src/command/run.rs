@@ -21,14 +21,11 @@ use crate::report::{
 };
 use crate::schedule::crew;
 use crate::schedule::times::{self, TestTimes};
-use crate::schedule::{Done, Policy, Schedule};
+use crate::schedule::{Done, Lists, Policy, Schedule};
 use crate::session::exec_client::ForwardedSignals;
 use crate::session::{Deadlines, RunEvent, RunPlan};
 use crate::trace::Trace;
 use crate::verdict::Baseline;
-
-/// What runs when no suite is named.
-pub const DEFAULT_SUITE: &str = "pjdfstest-rs";
 
 /// A run, checked as far as it can be before anything is built or started.
 #[derive(Debug)]
@@ -115,7 +112,8 @@ impl RunRequest {
         let done = earlier.as_mut().map_or_else(|| vec![Done::default(); suites.len()], |part| part.settle(&suites));
         let schedule = Schedule::new(suites.iter().cloned().zip(done), self.policy)
             .after_guests(earlier.as_ref().map_or(0, EarlierPart::guests))
-            .with_times(|suite| times::read(&self.options.cache_dir, suite));
+            .with_times(|suite| times::read(&self.options.cache_dir, suite))
+            .with_lists(Lists::new(&self.options.cache_dir, files.digests()));
         let config = ReportConfig {
             results_parent: self.results.clone(),
             suites: self.suite_names(),
@@ -238,9 +236,10 @@ impl RunRequest {
 /// There is no such suite, or the cache cannot be read.
 pub(super) fn manifests_of(args: &RunArgs, options: &MachineOptions) -> anyhow::Result<Vec<Manifest>> {
     let cache = open_cache(&options.cache_dir)?;
-    let default = [DEFAULT_SUITE.to_owned()];
-    let names = if args.suites.is_empty() { &default[..] } else { &args.suites };
-    names.iter().map(|name| suite::manifest(&cache, name).map_err(unless_unknown)).collect()
+    if args.suites.is_empty() {
+        return Ok(suite::default_suites(&cache)?);
+    }
+    args.suites.iter().map(|name| suite::manifest(&cache, name).map_err(unless_unknown)).collect()
 }
 
 /// The user's mistake if there is no such suite, else trouble with the cache.

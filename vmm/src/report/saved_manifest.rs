@@ -94,6 +94,12 @@ impl SavedManifest {
         self.shard.as_ref()?.parse().ok()
     }
 
+    /// The suites that it ran, by name.
+    #[must_use]
+    pub fn suite_names(&self) -> Vec<String> {
+        self.suites.keys().cloned().collect()
+    }
+
     /// `kvm` or `emulated`.
     #[must_use]
     pub fn host_kind(&self) -> &str {

@@ -41,13 +41,15 @@ enum News {
 ///
 /// The first message of `interrupts` lets the guests finish their shares and power off, the second stops them at once.
 pub fn run<I>(
-    schedule: Schedule,
+    mut schedule: Schedule,
     jobs: usize,
     plan: &RunPlan,
     start: &(dyn Fn(u32) -> anyhow::Result<StartedGuest> + Sync),
     interrupts: &Receiver<I>,
     sink: &mut dyn FnMut(u32, RunEvent),
 ) -> RunOutcome {
+    schedule.begin().into_iter().for_each(|event| sink(0, event));
+    let at_once = schedule.useful_guests().min(jobs).max(1);
     let schedule = Mutex::new(schedule);
     let (sender, news) = bounded(EVENTS);
     let mut panicked = None;
@@ -65,9 +67,9 @@ pub fn run<I>(
                 let _ = sender.send(News::Gone(done.err()));
             });
         };
-        hire(&mut stops);
-        let mut working = 1;
-        let mut to_hire = jobs.saturating_sub(1);
+        (0..at_once).for_each(|_| hire(&mut stops));
+        let mut working = at_once;
+        let mut to_hire = jobs.saturating_sub(at_once);
         let mut interrupts = interrupts.clone();
         while working > 0 {
             select! {

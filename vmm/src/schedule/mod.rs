@@ -6,11 +6,13 @@
 //! however many guests ran parts of it. [`crew`] boots guests as long as there is work for them.
 
 pub mod crew;
+mod lists;
 mod policy;
 mod state;
 mod suite_work;
 pub mod times;
 
+pub use lists::Lists;
 pub use policy::{GuestPer, Policy, Shard};
 pub use state::Schedule;
 pub use suite_work::Done;

@@ -2,6 +2,7 @@
 
 use guest_image::suite::SuiteRun;
 
+use super::lists::Lists;
 use super::policy::{GuestPer, Policy};
 use super::suite_work::{Done, SuiteWork};
 use super::times::TestTimes;
@@ -17,6 +18,8 @@ pub struct Schedule {
     policy: Policy,
     /// The suite whose list was asked for.
     listing: Option<usize>,
+    /// Lists of earlier runs.
+    lists: Option<Lists>,
     guests: u32,
     futile: u32,
     /// Why nothing more is to be started.
@@ -30,7 +33,7 @@ impl Schedule {
     #[must_use]
     pub fn new(suites: impl IntoIterator<Item = (SuiteRun, Done)>, policy: Policy) -> Self {
         let suites = suites.into_iter().map(|(run, done)| SuiteWork::new(run, done)).collect();
-        Self { suites, policy, listing: None, guests: 0, futile: 0, over: None, outcome: None }
+        Self { suites, policy, listing: None, lists: None, guests: 0, futile: 0, over: None, outcome: None }
     }
 
     /// Only these tests of suites, each in a guest of its own if `policy` says so.
@@ -50,10 +53,33 @@ impl Schedule {
         Self { suites: suites.collect(), ..self }
     }
 
+    /// With the lists of earlier runs, which new ones join.
+    #[must_use]
+    pub fn with_lists(self, lists: Lists) -> Self {
+        Self { lists: Some(lists), ..self }
+    }
+
     /// Guests are numbered behind these, which the run had before.
     #[must_use]
     pub fn after_guests(self, guests: u32) -> Self {
         Self { guests, ..self }
+    }
+
+    /// Takes the lists that are wanted and known. Gives events that come of it.
+    pub fn begin(&mut self) -> Vec<RunEvent> {
+        let Some(lists) = &self.lists else { return Vec::new() };
+        let wanting = self.suites.iter_mut().filter(|suite| suite.wants_list(&self.policy));
+        wanting
+            .filter_map(|suite| Some((lists.read(&suite.run)?, suite)))
+            .flat_map(|(list, suite)| suite.listed(Ok(list), &self.policy))
+            .collect()
+    }
+
+    /// How many guests are of use at once for now: one, until all tests are known by name.
+    #[must_use]
+    pub fn useful_guests(&self) -> usize {
+        let waiting: Option<usize> = self.suites.iter().map(SuiteWork::waiting).sum();
+        waiting.unwrap_or(1).max(1)
     }
 
     /// A number for a guest that is about to be booted, counted from 1; `None` when there is nothing for one to do.
@@ -83,6 +109,11 @@ impl Schedule {
     /// The list that was asked for. Gives events that come of it.
     pub fn listed(&mut self, tests: Result<Vec<String>, String>) -> Vec<RunEvent> {
         let suite = self.listing.take().and_then(|index| self.suites.get_mut(index));
+        if let (Some(suite), Some(lists), Ok(tests)) = (&suite, &self.lists, &tests)
+            && let Err(error) = lists.keep(&suite.run, tests)
+        {
+            tracing::info!("the list of {}'s tests is not kept: {error}", suite.name());
+        }
         suite.map(|suite| suite.listed(tests, &self.policy)).unwrap_or_default()
     }
 

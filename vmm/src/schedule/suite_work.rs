@@ -111,6 +111,11 @@ impl SuiteWork {
         !self.closed && (!self.waiting.is_empty() || (!matches!(self.tests, Tests::Listed(_)) && !self.given_whole))
     }
 
+    /// How many of its tests wait; `None` if they are not known by name.
+    pub(super) fn waiting(&self) -> Option<usize> {
+        (self.closed || matches!(self.tests, Tests::Listed(_))).then_some(self.waiting.len())
+    }
+
     pub(super) fn is_with(&self, guest: u32) -> bool {
         self.under_way.contains_key(&guest)
     }

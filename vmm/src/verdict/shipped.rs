@@ -3,6 +3,7 @@
 use super::baseline_file::BaselineFile;
 
 const SHIPPED: &[(&str, &str)] = &[
+    ("fsx", include_str!("../../../guest-image/baselines/fsx.toml")),
     ("pjdfstest", include_str!("../../../guest-image/baselines/pjdfstest.toml")),
     ("pjdfstest-rs", include_str!("../../../guest-image/baselines/pjdfstest-rs.toml")),
     ("unionmount", include_str!("../../../guest-image/baselines/unionmount.toml")),

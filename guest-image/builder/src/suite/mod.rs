@@ -36,6 +36,7 @@ struct BuiltIn {
     files: &'static [(&'static str, u32, &'static str)],
 }
 
+/// In the order in which a run takes them that names none.
 const BUILT_IN: &[BuiltIn] = &[
     BuiltIn {
         manifest: include_str!("../../../suites/pjdfstest-rs.toml"),
@@ -46,8 +47,15 @@ const BUILT_IN: &[BuiltIn] = &[
         ],
     },
     BuiltIn { manifest: include_str!("../../../suites/pjdfstest.toml"), files: &[] },
-    BuiltIn { manifest: include_str!("../../../suites/unionmount.toml"), files: &[] },
+    BuiltIn {
+        manifest: include_str!("../../../suites/fsx.toml"),
+        files: &[
+            ("run", 0o755, include_str!("../../../suites/fsx/run")),
+            ("fsx.toml", 0o644, include_str!("../../../suites/fsx/fsx.toml")),
+        ],
+    },
     BuiltIn { manifest: include_str!("../../../suites/xfstests.toml"), files: &[] },
+    BuiltIn { manifest: include_str!("../../../suites/unionmount.toml"), files: &[] },
     BuiltIn { manifest: include_str!("../../../suites/xfstests-overlay.toml"), files: &[] },
 ];
 
@@ -107,6 +115,16 @@ pub fn manifest(cache: &Cache, name: &str) -> Result<Manifest> {
     let all = manifests(cache)?;
     let known = all.iter().map(|m| m.name.clone()).collect();
     all.into_iter().find(|m| m.name == name).ok_or_else(|| Error::UnknownSuite { name: name.to_owned(), known })
+}
+
+/// The suites that a run takes when none is named: those of the built-in ones that have been added, and the first in any case.
+///
+/// # Errors
+/// The cache cannot be read.
+pub fn default_suites(cache: &Cache) -> Result<Vec<Manifest>> {
+    let all = manifests(cache)?.into_iter().filter(|manifest| built_in(&manifest.name).is_some());
+    let is_there = |manifest: &Manifest| cache.get(KIND, &key(manifest.files_of())).is_some();
+    Ok(all.enumerate().filter(|(place, manifest)| *place == 0 || is_there(manifest)).map(|(_, m)| m).collect())
 }
 
 /// The suite, if it has been added.
@@ -282,6 +300,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::open(dir.path().join("cache")).unwrap();
         (dir, cache)
+    }
+
+    #[test]
+    fn without_a_name_the_built_in_suites_that_are_there_run() {
+        let (_dir, cache) = cache();
+        let names = |cache: &Cache| default_suites(cache).unwrap().into_iter().map(|m| m.name).collect::<Vec<_>>();
+        assert_eq!(names(&cache), ["pjdfstest-rs"]);
+        for name in ["xfstests", "mine"] {
+            let _ = cache.ensure(KIND, &key(name), &Silent, |_| Ok(())).unwrap();
+        }
+        assert_eq!(names(&cache), ["pjdfstest-rs", "xfstests", "xfstests-overlay"]);
     }
 
     #[test]

@@ -359,3 +359,36 @@ fn the_worst_end_of_a_portion_is_the_suites() {
     }
     assert!(matches!(last[..], [RunEvent::SuiteFinished { end: Some(SuiteEnd::Signaled(11)), .. }]), "{last:?}");
 }
+
+#[test]
+fn a_list_that_is_known_is_not_asked_for() {
+    let cache = tempfile::tempdir().unwrap();
+    let begun = || {
+        let policy = Policy { jobs: 2, ..Policy::default() };
+        let mut schedule = schedule(vec![listed("s")], policy).with_lists(Lists::new(cache.path(), vec!["k".into()]));
+        assert_eq!(schedule.begin(), []);
+        schedule
+    };
+    for list in [Err("no list".to_owned()), names(&["a", "b", "c"])] {
+        let mut asking = begun();
+        assert_eq!(asking.useful_guests(), 1, "others would wait for the list");
+        let guest = asking.new_guest().unwrap();
+        assert!(matches!(asking.next_task(guest, 0), Some(Task::List(_))));
+        asking.listed(list);
+    }
+    let mut knowing = begun();
+    assert_eq!(knowing.useful_guests(), 3);
+    let guest = knowing.new_guest().unwrap();
+    assert!(matches!(knowing.next_task(guest, 0), Some(Task::Run(_))));
+}
+
+#[test]
+fn nothing_that_is_left_of_a_known_list_ends_the_suite() {
+    let cache = tempfile::tempdir().unwrap();
+    let lists = Lists::new(cache.path(), Vec::new());
+    lists.keep(&listed("s"), &["a".to_owned()]).unwrap();
+    let done = Done { tests: ["a".to_owned()].into(), ended: false };
+    let mut schedule = Schedule::new([(listed("s"), done)], Policy::default()).with_lists(lists);
+    assert!(matches!(schedule.begin()[..], [RunEvent::SuiteFinished { .. }]));
+    assert_eq!(schedule.new_guest(), None);
+}
