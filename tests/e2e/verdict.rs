@@ -59,6 +59,38 @@ fn a_test_that_never_ends_is_killed_at_its_deadline_and_the_others_run() {
 }
 
 #[test]
+fn a_suite_that_is_killed_with_a_test_of_its_own_process_goes_on_behind_it() {
+    let manifest = r#"
+        name = "mine"
+        description = "one process for all tests"
+        format = "pjdfstest-rs"
+        [build]
+        method = "source"
+        [run]
+        argv = ["./run"]
+        cwd = "/opt/suites/mine"
+        [tests]
+        list = ["printf", '%s\n', "x::a", "x::b", "x::c", "x::d"]
+    "#;
+    let script = r#"
+        [ $# -gt 0 ] || set -- x::a x::b x::c x::d
+        for test; do
+            printf '%-40s' "$test"
+            [ "$test" != x::b ] || sleep 100000
+            echo ok
+        done"#;
+    let sandbox = Sandbox::new();
+    let cache = fake_suite::add_own(&sandbox, "mine", manifest, script);
+    let run = Run { sandbox, cache };
+    let words = ["run", "--host", "kvm", "--test-timeout", "8s", "mine"];
+    let finished = Vmm::new(&run.sandbox, words).env("VMM_CACHE_DIR", &run.cache).deadline(patience(120)).finish();
+    finished.expect_code(124).expect_in_out("8s");
+    // It does not say what it runs: what hangs is known from the list.
+    let expected = [("x::a", "pass"), ("after x::a", "error"), ("x::b", "error"), ("x::c", "pass"), ("x::d", "pass")];
+    assert_eq!(run.statuses(), expected.map(|(test, status)| (test.to_owned(), status.to_owned())), "{finished}");
+}
+
+#[test]
 fn a_test_that_prints_without_end_does_not_stop_the_others_results() {
     let noise = "echo 1..1; yes '# noise aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa' | head -n 20000; echo ok 1";
     let run = Run::of(&[("a/00.t", noise), ("b/00.t", GOOD)]);

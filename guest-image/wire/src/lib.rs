@@ -89,6 +89,21 @@ pub enum ResultFormat {
     ExitCode,
 }
 
+/// The name of the result of a test that its suite did not name: by the result before, if there is one.
+#[must_use]
+pub fn unnamed_test(before: Option<&str>) -> String {
+    before.map_or_else(|| FIRST_TEST.to_owned(), |before| format!("{AFTER}{before}"))
+}
+
+/// Whether `name` is that of [`unnamed_test`].
+#[must_use]
+pub fn is_unnamed_test(name: &str) -> bool {
+    name == FIRST_TEST || name.starts_with(AFTER)
+}
+
+const FIRST_TEST: &str = "first test";
+const AFTER: &str = "after ";
+
 /// One process to start in the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Command {

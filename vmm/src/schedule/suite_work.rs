@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Instant;
 
 use guest_image::suite::SuiteRun;
-use wire::{SuitePlan, TestStatus};
+use wire::{SuitePlan, TestStatus, is_unnamed_test};
 
 use super::policy::Policy;
 use super::times::TestTimes;
@@ -39,7 +39,7 @@ pub(super) struct UnderWay {
     current: Option<String>,
     /// What was learned of its death while no test was known to run.
     autopsy: Option<Vec<u8>>,
-    /// Whether it was lost with a test that was known to run, which has its error.
+    /// Whether its last word was the error of a test that it was given: should it end now, that is why.
     blamed: bool,
 }
 
@@ -192,12 +192,14 @@ impl SuiteWork {
                 }
             }
             RunEvent::TestStarted { ref test, .. } => {
+                self.blame(guest, None);
                 let mut events = self.come_to(guest, &test.clone());
                 events.push(event);
                 events
             }
-            RunEvent::TestFinished { ref test, .. } => {
+            RunEvent::TestFinished { ref test, status, .. } => {
                 let test = test.clone();
+                self.blame(guest, (status == TestStatus::Error).then_some(&test));
                 let mut events = self.come_to(guest, &test);
                 events.push(event);
                 if self.run.has_one_result_per_test() {
@@ -213,6 +215,10 @@ impl SuiteWork {
                 }
                 under_way.blamed = true;
                 vec![event]
+            }
+            // Its command was killed with a test that took too long, or died of one.
+            RunEvent::SuiteFinished { end: Some(SuiteEnd::Signaled(signal)), .. } if self.tests != Tests::OneWhole => {
+                self.lose(guest, Some(&format!("the suite was killed by signal {signal}"))).0
             }
             RunEvent::SuiteFinished { end: Some(end), .. } => self.portion_ended(guest, end),
             // Its guest is lost; `lose` says what comes of that.
@@ -230,17 +236,30 @@ impl SuiteWork {
         }
     }
 
-    /// `guest` runs no more. If it was lost by what it ran, the test that ran counts as done: it has its error. What it had not
+    /// What `guest` told last was the error of this result, or something else.
+    fn blame(&mut self, guest: u32, error: Option<&str>) {
+        let of_test = error.filter(|name| !is_unnamed_test(name)).and_then(|name| self.run.test_of(name));
+        if let Some(under_way) = self.under_way.get_mut(&guest) {
+            let given = &under_way.tests;
+            under_way.blamed =
+                of_test.is_some_and(|test| given.as_ref().is_none_or(|tests| tests.iter().any(|given| given == test)));
+        }
+    }
+
+    /// `guest` runs no more of it. If that came of what it ran, the test that ran counts as done: it has its error. What it had not
     /// come to waits again. Gives the events of that, and whether a test explains the loss.
     pub(super) fn lose(&mut self, guest: u32, by_a_test: Option<&str>) -> (Vec<RunEvent>, bool) {
         let Some(under_way) = self.under_way.remove(&guest) else { return (Vec::new(), false) };
         let mut events = Vec::new();
         let mut explained = false;
+        let is_listed = under_way.tests.is_some();
         let mut rest = under_way.tests.unwrap_or_default();
         rest.retain(|test| !self.finished.contains(test));
         if let Some(why) = by_a_test {
             explained = self.tests != Tests::OneWhole;
-            match under_way.current {
+            // An error behind the last result that was told is of no listed test.
+            let current = under_way.current.filter(|test| !is_listed || rest.contains(test));
+            match current {
                 Some(current) => {
                     rest.retain(|test| *test != current);
                     events.extend(self.finish(current));

@@ -97,10 +97,7 @@ impl PjdfstestRs {
 
     /// The running test's name is not known before it ends, only what came before it.
     fn unnamed_test(&self) -> String {
-        match &self.last_name {
-            Some(name) => format!("after {name}"),
-            None => "first test".to_owned(),
-        }
+        wire::unnamed_test(self.last_name.as_deref())
     }
 }
 

@@ -347,7 +347,7 @@ fn the_worst_end_of_a_portion_is_the_suites() {
     let policy = Policy { guest_per: GuestPer::Test, ..Policy::default() };
     let mut schedule = schedule(vec![listed("s")], policy);
     let mut last = Vec::new();
-    for end in [SuiteEnd::Exited(1), SuiteEnd::Signaled(11), SuiteEnd::Exited(0)] {
+    for end in [SuiteEnd::Exited(1), SuiteEnd::Exited(2), SuiteEnd::Exited(0)] {
         let guest = schedule.new_guest().unwrap();
         if let Some(Task::List(_)) = schedule.next_task(guest, 0) {
             schedule.listed(names(&["a", "b", "c"]));
@@ -357,7 +357,52 @@ fn the_worst_end_of_a_portion_is_the_suites() {
         last = schedule.observe(guest, ended("s", Some(end)));
         schedule.guest_ended(guest, &done());
     }
-    assert!(matches!(last[..], [RunEvent::SuiteFinished { end: Some(SuiteEnd::Signaled(11)), .. }]), "{last:?}");
+    assert!(matches!(last[..], [RunEvent::SuiteFinished { end: Some(SuiteEnd::Exited(2)), .. }]), "{last:?}");
+}
+
+#[test]
+fn behind_a_test_with_which_a_suite_was_killed_it_goes_on_in_the_same_guest() {
+    const KILLED: Option<SuiteEnd> = Some(SuiteEnd::Signaled(9));
+    let mut schedule = schedule(vec![listed("s")], Policy::default());
+    let guest = schedule.new_guest().unwrap();
+    let portion = |schedule: &mut Schedule, tasks| match schedule.next_task(guest, tasks) {
+        Some(Task::Run(plan)) => plan.command.argv[1..].to_vec(),
+        task => panic!("{task:?}"),
+    };
+    assert_eq!(portion(&mut schedule, 0), [""; 0], "all of it");
+    schedule.observe(guest, RunEvent::SuiteStarted { suite: "s".into() });
+    schedule.observe(guest, result("s", "a", Pass));
+    schedule.observe(guest, result("s", "b", Error));
+    assert_eq!(schedule.observe(guest, ended("s", KILLED)), []);
+    assert!(matches!(schedule.next_task(guest, 1), Some(Task::List(_))));
+    schedule.listed(names(&["a", "b", "c", "d", "e"]));
+    assert_eq!(portion(&mut schedule, 1), ["c", "d", "e"]);
+    // This time it is not known which test ran: the first without a result, so that the end comes nearer in any case.
+    schedule.observe(guest, result("s", "c", Pass));
+    schedule.observe(guest, result("s", "after c", Error));
+    let events = schedule.observe(guest, ended("s", KILLED));
+    assert_eq!(results(&events), [("d", Error)]);
+    assert_eq!(portion(&mut schedule, 2), ["e"]);
+    // Nor this time, and nothing is left.
+    let events = schedule.observe(guest, ended("s", KILLED));
+    assert_eq!(results(&events), [("e", Error)]);
+    assert!(matches!(events.last(), Some(RunEvent::SuiteFinished { .. })), "{events:?}");
+    assert!(schedule.next_task(guest, 3).is_none());
+}
+
+#[test]
+fn a_test_that_its_suite_did_not_name_is_found_by_the_list() {
+    let mut schedule = schedule(vec![listed("s")], Policy::default());
+    let guest = schedule.new_guest().unwrap();
+    schedule.next_task(guest, 0);
+    schedule.observe(guest, RunEvent::SuiteStarted { suite: "s".into() });
+    schedule.observe(guest, result("s", "a", Pass));
+    schedule.observe(guest, result("s", "after a", Error));
+    schedule.observe(guest, ended("s", Some(SuiteEnd::Signaled(9))));
+    assert!(matches!(schedule.next_task(guest, 1), Some(Task::List(_))));
+    assert_eq!(results(&schedule.listed(names(&["a", "b", "c"]))), [("b", Error)]);
+    let Some(Task::Run(plan)) = schedule.next_task(guest, 1) else { panic!("there is more to do") };
+    assert_eq!(plan.command.argv[1..], ["c"]);
 }
 
 #[test]
