@@ -208,7 +208,9 @@ fn exec_end(status: ExitStatus, said: &str, token: &str) -> anyhow::Result<Guest
     let began = marked("began").is_some();
     Ok(match status.code() {
         Some(code) if code == ExitCode::Usage as i32 && !began => bail!(UsageError(why())),
-        Some(code) if code == ExitCode::GuestDied as i32 && began => seen(End::Died(why())),
+        Some(code) if code == ExitCode::GuestDied as i32 && began => {
+            seen(End::Died(why().trim_start_matches("the guest died: ").to_owned()))
+        }
         Some(code) if code == ExitCode::Timeout as i32 && began => seen(End::TimedOut(why())),
         Some(code) if code == ExitCode::GuestDied as i32 || code == ExitCode::Timeout as i32 => {
             GuestEnd::BootFailed(why())

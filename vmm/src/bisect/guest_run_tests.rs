@@ -107,7 +107,7 @@ fn a_commands_exit_code_is_its_own_whatever_ours_mean() {
     let began = "while [ \"$1\" != -- ]; do shift; done; shift; \"$1\" -c \"${3%%;*}\";";
     let died = format!("{began} echo 'vmm: the guest died: Oops' >&2; exit 3");
     let GuestEnd::Seen(run) = run_with(&died, &["exec", "--", "true"], &[]).unwrap() else { panic!() };
-    assert_eq!(run.end, End::Died("the guest died: Oops".into()));
+    assert_eq!(run.end, End::Died("Oops".into()));
     let never = run_with("echo 'vmm: the guest died: Oops' >&2; exit 3", &["exec", "--", "true"], &[]).unwrap();
     assert!(matches!(never, GuestEnd::BootFailed(_)));
 }
