@@ -36,7 +36,8 @@ pub enum PlantedBug {
     FsyncIgnored,
     /// A file with several links has one fewer.
     LinkCount,
-    /// The first entry of a directory is listed twice.
+    /// The first entry of a directory is listed twice. Not a directory's: who walks a tree would come to its bottom two to
+    /// the power of its depth times.
     EntryDoubled,
     /// A lock that somebody has is granted.
     LockTwice,
@@ -141,11 +142,11 @@ impl Planted {
         if plus || code == Opcode::Readdir as u32 {
             let room = request.writable.checked_sub(OUT_HEADER_SIZE)?;
             let listed = match self.bug {
-                PlantedBug::DotMissing => listing(&body, plus, |name| if name == b"." { 0 } else { 1 }),
+                PlantedBug::DotMissing => listing(&body, plus, |name, _| if name == b"." { 0 } else { 1 }),
                 PlantedBug::EntryDoubled => {
                     let mut doubled = false;
-                    listing(&body, plus, |name| {
-                        let first = !name.starts_with(b".") && !std::mem::replace(&mut doubled, true);
+                    listing(&body, plus, |_, kind| {
+                        let first = kind != libc::DT_DIR && !std::mem::replace(&mut doubled, true);
                         if first { 2 } else { 1 }
                     })
                 }
@@ -210,8 +211,8 @@ impl PlantedBug {
     }
 }
 
-/// A directory's entries, each as many times as `times` says of its name; `None` if the reply makes no sense.
-fn listing(mut body: &[u8], plus: bool, mut times: impl FnMut(&[u8]) -> usize) -> Option<Vec<u8>> {
+/// A directory's entries, each as many times as `times` says of its name and type (`DT_*`); `None` if the reply makes no sense.
+fn listing(mut body: &[u8], plus: bool, mut times: impl FnMut(&[u8], u8) -> usize) -> Option<Vec<u8>> {
     let head = if plus { size_of::<EntryOut>() } else { 0 };
     let mut listed = Vec::new();
     while !body.is_empty() {
@@ -221,7 +222,9 @@ fn listing(mut body: &[u8], plus: bool, mut times: impl FnMut(&[u8]) -> usize) -
         let name_end = name_at.checked_add(dirent.namelen as usize)?;
         let end = name_end.checked_next_multiple_of(8)?.min(body.len());
         let (entry, rest) = body.split_at_checked(end)?;
-        for time in 0..times(body.get(name_at..name_end)?) {
+        #[expect(clippy::cast_possible_truncation, reason = "DT_* are less than 16")]
+        let kind = dirent.type_ as u8;
+        for time in 0..times(body.get(name_at..name_end)?, kind) {
             // The guest counts a lookup for each entry with a node, the server one.
             let (node, listing) = entry.split_at_checked(head)?;
             listed.extend(node.iter().map(|byte| if time == 0 { *byte } else { 0 }));
