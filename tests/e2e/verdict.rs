@@ -78,7 +78,8 @@ fn a_suite_that_is_killed_with_a_test_of_its_own_process_goes_on_behind_it() {
             printf '%-40s' "$test"
             [ "$test" != x::b ] || sleep 100000
             echo ok
-        done"#;
+        done
+        printf '\nSummary: 0 failed, 0 skipped, %s passed, 0 expected failures, %s total\n' $# $#"#;
     let sandbox = Sandbox::new();
     let cache = fake_suite::add_own(&sandbox, "mine", manifest, script);
     let run = Run { sandbox, cache };
