@@ -147,10 +147,18 @@ fn talk(
     Ok(end.exit_code())
 }
 
-/// Lets the guest write back and unmount its shares; it need not power off by itself after that.
+/// Lets the guest write back and unmount its shares; it need not power off by itself after that. Where the agent does not even
+/// answer for a quarter of that time, the guest hangs, and is not waited for.
 fn shut_down(link: &AgentLink, stopped: &Receiver<StopReason>, interrupts: &Receiver<i32>, limit: Duration) {
+    let heard = link.frames_read();
+    link.send(ToGuest::Ping);
     link.send(ToGuest::Shutdown);
+    let sign_of_life = crossbeam_channel::after(limit / 4);
     let timeout = crossbeam_channel::after(limit);
+    let given_up = |after: Duration| {
+        let after = humantime::format_duration(after);
+        eprintln!("vmm: warning: the guest did not shut down within {after}; what it had not written is lost");
+    };
     loop {
         crossbeam_channel::select! {
             recv(link.events()) -> event => match event {
@@ -160,11 +168,10 @@ fn shut_down(link: &AgentLink, stopped: &Receiver<StopReason>, interrupts: &Rece
             },
             recv(stopped) -> _ => return,
             recv(interrupts) -> _ => return,
-            recv(timeout) -> _ => {
-                eprintln!("vmm: warning: the guest did not shut down within {}; what it had not written is lost",
-                    humantime::format_duration(limit));
-                return;
-            }
+            recv(sign_of_life) -> _ => if link.frames_read() == heard {
+                return given_up(limit / 4);
+            },
+            recv(timeout) -> _ => return given_up(limit),
         }
     }
 }

@@ -13,6 +13,17 @@ fn deadlines() -> Deadlines {
     Deadlines { boot: long, test: None, total: None, agent: long, listing: long, shutdown: long }
 }
 
+/// Nobody listens.
+fn streams(signals: &Receiver<i32>) -> ExecStreams {
+    ExecStreams {
+        stdin: None,
+        stdout: Box::new(std::io::sink()),
+        stderr: Box::new(std::io::sink()),
+        signals: signals.clone(),
+        window_sizes: crossbeam_channel::never(),
+    }
+}
+
 /// Runs `script` in the agent's real engine, behind a machine that is none.
 fn exec(script: &str, deadlines: Deadlines, timeout: Option<Duration>) -> (Result<u8, Failure>, bool) {
     let (agent_sender, agent) = mpsc::channel();
@@ -42,16 +53,8 @@ fn exec(script: &str, deadlines: Deadlines, timeout: Option<Duration>) -> (Resul
         }),
     };
     let (_signal, signals) = bounded(1);
-    let (_resize, window_sizes) = bounded(1);
-    let streams = ExecStreams {
-        stdin: None,
-        stdout: Box::new(std::io::sink()),
-        stderr: Box::new(std::io::sink()),
-        signals: signals.clone(),
-        window_sizes,
-    };
     let limit = timeout.and_then(TimeLimit::start);
-    let result = run_with(&options.request(None), guest, streams, &signals, &deadlines, limit);
+    let result = run_with(&options.request(None), guest, streams(&signals), &signals, &deadlines, limit);
     engine.join().unwrap();
     (result, stopped_by_us)
 }
@@ -79,6 +82,32 @@ fn a_command_over_its_time_is_a_timeout_and_the_guest_is_shut_down() {
     assert!(stopped);
 }
 
+#[test]
+fn a_guest_that_hangs_is_not_waited_for_long() {
+    let (agent_sender, agent) = mpsc::channel();
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    agent_sender.send(ours).unwrap();
+    // It takes the command, and nothing more.
+    wire::write_frame(&mut theirs, &hello()).unwrap();
+    let (_keep, stopped) = bounded(1);
+    let guest = GuestHandle {
+        agent,
+        stopped,
+        console_log: None,
+        autopsy: Box::new(String::new),
+        last_requests: Box::new(Vec::new),
+        stop: Box::new(|| StopReason::Requested),
+    };
+    let (_signal, signals) = bounded(1);
+    let deadlines = Deadlines { shutdown: Duration::from_secs(2), ..deadlines() };
+    let began = std::time::Instant::now();
+    let limit = TimeLimit::start(Duration::from_millis(100));
+    let request = ExecOptions::new(vec!["true".into()]).request(None);
+    let failure = run_with(&request, guest, streams(&signals), &signals, &deadlines, limit).unwrap_err();
+    assert_eq!(failure.code, ExitCode::Timeout);
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+}
+
 fn failing(stop: Option<StopReason>, console: &str, deadlines: Deadlines) -> Failure {
     let (_agent, agent) = mpsc::channel();
     let (sender, stopped) = bounded(1);
@@ -96,15 +125,7 @@ fn failing(stop: Option<StopReason>, console: &str, deadlines: Deadlines) -> Fai
         stop: Box::new(|| StopReason::Requested),
     };
     let (_signal, signals) = bounded(1);
-    let (_resize, window_sizes) = bounded(1);
-    let streams = ExecStreams {
-        stdin: None,
-        stdout: Box::new(std::io::sink()),
-        stderr: Box::new(std::io::sink()),
-        signals: signals.clone(),
-        window_sizes,
-    };
-    run_with(&ExecOptions::new(vec!["true".into()]).request(None), guest, streams, &signals, &deadlines, None)
+    run_with(&ExecOptions::new(vec!["true".into()]).request(None), guest, streams(&signals), &signals, &deadlines, None)
         .unwrap_err()
 }
 

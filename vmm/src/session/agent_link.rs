@@ -130,6 +130,12 @@ impl AgentLink {
         Ok(())
     }
 
+    /// How many frames came from the agent so far, answers to pings too.
+    #[must_use]
+    pub fn frames_read(&self) -> u64 {
+        self.pulse.frames.load(Ordering::Relaxed)
+    }
+
     /// Whether the stream was closed because the agent did not answer any more, see [`Self::watch`].
     #[must_use]
     pub fn fell_silent(&self) -> bool {
