@@ -45,7 +45,7 @@ e2e: prepare ## End-to-end tests with real guests; E2E_TESTS="vsock:: run::" cho
 	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(CURDIR)/tests/e2e.sh $(CURDIR)/$(VMM)" \
 		$(CARGO) test --locked -p tests --test e2e -- $(E2E_TESTS)
 
-bisect: prepare ## Bisect a short real history of a real kernel; builds three kernels
+bisect: prepare ## Bisect a short real history of a real kernel; builds four kernels
 	tests/bisect/quick.sh $(CURDIR)/$(VMM)
 
 prepare: setup ## Get and build what guests boot from

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # `make test-bisect`: bisects real histories of a real kernel, and tells whether each planted commit was named.
-#   full.sh VMM [NAME=KIND...]     the histories to take; all ten unless given
+#   full.sh VMM [SEED=KIND...]     the histories to take; all ten unless given
 # The kernel is Debian's linux-source-6.12. Everything is kept in the cache, so that a second time builds little.
 # shellcheck source=tests/bisect/source.sh
 . "$(dirname "$0")/source.sh"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Part of `make test`: one real history of a real kernel, of three commits. Its second is the bug, and has to be named after as many
-# boots as promised; each of its kernels is built, the first from nothing.
+# boots as promised; four kernels are built with the one before it, the first from nothing.
 #   quick.sh VMM
 # shellcheck source=tests/bisect/source.sh
 . "$(dirname "$0")/source.sh"
@@ -25,7 +25,7 @@ at checkout -q base
 results=$(mktemp -d "$work/quick.XXXXXX")
 trap 'rm -rf "$results"' EXIT
 bisect "$name" "$results"
-# log2(3) and 2, rounded up.
+# log2(3) and the two ends, rounded up.
 if [ "$code" != 0 ] || [ "$named" != "$planted" ] || [ "$boots" -gt 4 ]; then
     echo "quick.sh: FAILED: exit code $code, $boots boots, named ${named:-nothing}; it is $planted" >&2
     exit 1

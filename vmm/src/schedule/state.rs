@@ -79,7 +79,7 @@ impl Schedule {
     #[must_use]
     pub fn useful_guests(&self) -> usize {
         let waiting: Option<usize> = self.suites.iter().map(SuiteWork::waiting).sum();
-        waiting.unwrap_or(1).max(1)
+        waiting.unwrap_or(1)
     }
 
     /// A number for a guest that is about to be booted, counted from 1; `None` when there is nothing for one to do.
