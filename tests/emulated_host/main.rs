@@ -6,7 +6,7 @@ use std::env;
 use std::fs;
 use std::path::PathBuf;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use tests::{Finished, Sandbox, Vmm, patience, vmm_binary};
@@ -181,4 +181,51 @@ fn with_kvm_asked_for_the_command_runs_here_or_the_error_says_what_to_do() {
         finished.expect_code(125).expect_error(&["kvm", "--host emulated"]);
     }
     sandbox.assert_nothing_left();
+}
+
+/// `vmm bisect` over Debian's 6.1 and 6.12, guests in an emulated host.
+fn bisect<'a>(sandbox: &'a Sandbox, script: &str) -> Vmm<'a> {
+    let list = sandbox.file("list", "debian:6.1\ndebian:6.12\n");
+    Vmm::new(sandbox, ["bisect", "--kernels", list.to_str().unwrap(), "--repeat", "2"])
+        .args(["exec", "--host", "emulated", "--", "sh", "-c", script])
+        .env("VMM_LOG", "debug")
+}
+
+/// How often a QEMU was started, as the log of `vmm` says it.
+fn hosts_started(finished: &Finished) -> usize {
+    finished.err().lines().filter(|line| line.contains("starting ") && line.contains("qemu-system")).count()
+}
+
+#[test]
+fn a_bisection_runs_all_its_guests_in_one_emulated_host_and_takes_another_when_a_guest_died() {
+    let sandbox = Sandbox::new();
+    let finished = bisect(&sandbox, "case $(uname -r) in 6.1.*) ;; *) exit 7 ;; esac").finish();
+    finished.expect_code(0).expect_in_out("first bad kernel: debian:6.12").expect_in_out("[0 of 2 runs failed]");
+    assert_eq!(hosts_started(&finished), 1, "{finished}");
+    fs::remove_dir_all(sandbox.work().join("results")).expect("there are results");
+
+    let panic = "case $(uname -r) in 6.1.*) ;; *) echo c > /proc/sysrq-trigger; sleep 600 ;; esac";
+    let finished = bisect(&sandbox, panic).finish();
+    finished.expect_code(0).expect_in_out("first bad kernel: debian:6.12").expect_in_out("sysrq triggered crash");
+    assert_eq!(hosts_started(&finished), 2, "{finished}");
+    sandbox.assert_only_results_left();
+}
+
+#[test]
+fn ctrl_c_ends_a_bisection_and_its_emulated_host_and_it_says_how_to_go_on() {
+    let sandbox = Sandbox::new();
+    let mut running = bisect(&sandbox, "echo under way >&2; sleep 600").spawn();
+    running.wait_for_err("running debian:6.12");
+    let results = fs::read_dir(sandbox.work().join("results")).expect("there are results").next();
+    let log = results.expect("there is a bisection").unwrap().path().join("runs/001/output.log");
+    let end = Instant::now() + patience(120);
+    while !fs::read_to_string(&log).unwrap_or_default().contains("under way") {
+        assert!(Instant::now() < end, "the guest never spoke");
+        thread::sleep(Duration::from_millis(100));
+    }
+    running.signal(Signal::INT);
+    let finished = running.finish();
+    finished.expect_code(130);
+    assert!(finished.err().contains("interrupted; go on with: vmm bisect --resume /"), "{finished}");
+    sandbox.assert_only_results_left();
 }

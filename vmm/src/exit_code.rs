@@ -1,6 +1,8 @@
 //! What the process tells its caller. All codes but [`ExitCode::Interrupted`] are below 128, so that
 //! `git bisect run` can use `vmm run` as it is.
 
+use crate::config::UsageError;
+
 /// The exit codes of every command except `vmm exec` and `vmm host exec`, which pass on their command's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -21,6 +23,23 @@ pub enum ExitCode {
     CannotTest = 125,
     /// Stopped by Ctrl-C, results so far kept.
     Interrupted = 130,
+}
+
+impl ExitCode {
+    /// Of a command that ended with `error`.
+    #[must_use]
+    pub fn of(error: &anyhow::Error) -> Self {
+        let interrupted = |cause: &(dyn std::error::Error + 'static)| {
+            matches!(cause.downcast_ref(), Some(guest_image::Error::Interrupted { .. }))
+        };
+        if error.chain().any(|cause| cause.is::<UsageError>()) {
+            Self::Usage
+        } else if error.chain().any(interrupted) {
+            Self::Interrupted
+        } else {
+            Self::CannotTest
+        }
+    }
 }
 
 impl From<ExitCode> for std::process::ExitCode {

@@ -4,7 +4,6 @@ use std::process::ExitCode as ProcessExit;
 
 use vmm::cli::Cli;
 use vmm::command;
-use vmm::config::UsageError;
 use vmm::exit_code::ExitCode;
 
 fn main() -> ProcessExit {
@@ -18,21 +17,8 @@ fn main() -> ProcessExit {
         Ok(code) => code,
         Err(error) => {
             eprintln!("vmm: {error:#}");
-            exit_code(&error).into()
+            ExitCode::of(&error).into()
         }
-    }
-}
-
-fn exit_code(error: &anyhow::Error) -> ExitCode {
-    let interrupted = |cause: &(dyn std::error::Error + 'static)| {
-        matches!(cause.downcast_ref(), Some(guest_image::Error::Interrupted { .. }))
-    };
-    if error.chain().any(|cause| cause.is::<UsageError>()) {
-        ExitCode::Usage
-    } else if error.chain().any(interrupted) {
-        ExitCode::Interrupted
-    } else {
-        ExitCode::CannotTest
     }
 }
 

@@ -12,6 +12,7 @@ use super::guest_run::{GuestEnd, GuestRun};
 use super::history::Node;
 use super::journal::{Journal, Request, Step};
 use super::names::Names;
+use super::runner::Runner;
 use super::search::{Conclusion, Event, Next, Repeat, Search};
 use super::signature::{End, Observation};
 use super::workshop::{Made, Making, Workshop};
@@ -34,7 +35,6 @@ pub enum Outcome {
 }
 
 /// Everything that a bisection works with.
-#[derive(Debug)]
 pub struct Bisection<'a> {
     /// What was asked.
     pub request: &'a Request,
@@ -44,6 +44,8 @@ pub struct Bisection<'a> {
     pub search: &'a mut Search,
     /// Builds.
     pub workshop: Workshop<'a>,
+    /// Runs.
+    pub runner: &'a mut dyn Runner,
     /// What commits are called.
     pub names: &'a Names,
     /// The cache's root.
@@ -152,7 +154,7 @@ impl Bisection<'_> {
         }
     }
 
-    fn test(&self, id: &str, made: &Made, progress: &dyn Progress) -> anyhow::Result<Option<Step>> {
+    fn test(&mut self, id: &str, made: &Made, progress: &dyn Progress) -> anyhow::Result<Option<Step>> {
         let interesting = self.search.interesting();
         let mut tries = 0;
         loop {
@@ -171,7 +173,7 @@ impl Bisection<'_> {
                 results: &results,
                 interesting: &interesting,
             };
-            let event = match guest.run(progress)? {
+            let event = match guest.run(self.runner, progress)? {
                 GuestEnd::Interrupted => return Ok(None),
                 GuestEnd::Seen(observation) => Event::Ran { observation },
                 GuestEnd::BootFailed(why) if self.request.boot_failure_is_bad => {

@@ -10,6 +10,7 @@ use super::super::git::{Repository, tests as git};
 use super::super::history::History;
 use super::super::journal::Subject;
 use super::super::report::Report;
+use super::super::runner::Processes;
 use super::super::search::Rules;
 use super::*;
 
@@ -104,6 +105,7 @@ impl Place {
             journal: &mut journal,
             search: &mut search,
             workshop,
+            runner: &mut Processes,
             names: &names,
             cache_dir,
         }

@@ -1,19 +1,18 @@
-//! One run of the question in a guest: this program once more, as a process of its own. What it says is read from its
-//! results, so that whatever becomes of it, the bisection goes on.
+//! One run of the question in a guest: this program once more. What it says is read from its results, so that whatever
+//! becomes of it, the bisection goes on.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::io::Read;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::process::ExitStatus;
 
 use anyhow::{Context, bail};
 use guest_image::Progress;
-use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 
+use super::runner::{Call, Runner, tail};
 use super::signature::{End, Observation};
 use crate::config::UsageError;
 use crate::exit_code::ExitCode;
@@ -21,14 +20,8 @@ use crate::session::RunOutcome;
 use crate::session::console_log::begins_report;
 use crate::verdict::truncated;
 
-/// How often the run is looked after.
-const POLL: Duration = Duration::from_millis(100);
-/// A run that was asked to stop keeps its results first; an emulated host takes some time to go.
-const GRACE: Duration = Duration::from_secs(60);
 /// Begins the lines by which the shell around a command tells how far it is.
 pub(super) const MARK: &str = "vmm-bisect-mark-";
-/// Of a log, bytes: its end is what tells.
-const MAX_LOG: u64 = 64 << 10;
 /// Of what a guest died of, bytes.
 const MAX_DEATH: usize = 1 << 10;
 /// Longest `results.json` that is read.
@@ -68,41 +61,33 @@ pub enum GuestEnd {
     Interrupted,
 }
 
+impl GuestEnd {
+    /// Whether nothing happened that the machine below could have suffered from.
+    fn left_its_host_alone(&self) -> bool {
+        let Self::Seen(Observation { end, deaths, .. }) = self else { return false };
+        deaths.is_empty() && matches!(end, End::Completed | End::NothingRan | End::Exited(_))
+    }
+}
+
 impl GuestRun<'_> {
     /// Runs it to its end.
     ///
     /// # Errors
     /// [`UsageError`]: the question itself is wrong. It cannot be started, or its log not be written.
-    pub fn run(&self, progress: &dyn Progress) -> anyhow::Result<GuestEnd> {
+    pub fn run(&self, runner: &mut dyn Runner, progress: &dyn Progress) -> anyhow::Result<GuestEnd> {
         fs::create_dir_all(self.results).with_context(|| format!("failed to make {}", self.results.display()))?;
         let log = self.results.join("output.log");
         // Not what a command would say by chance.
         let token = format!("{MARK}{}", std::process::id());
-        let mut child = self.spawn(&log, &token)?;
-        let Some(status) = wait(&mut child, &log, progress)? else { return Ok(GuestEnd::Interrupted) };
+        let words = self.words(&token);
+        let call = Call { binary: self.binary, words: &words, directory: self.directory, log: &log };
+        let Some(status) = runner.run(&call, progress)? else { return Ok(GuestEnd::Interrupted) };
         let said = tail(&log);
-        if is_exec(self.question) {
-            return exec_end(status, &said, &token);
+        let end = if is_exec(self.question) { exec_end(status, &said, &token) } else { self.run_end(status, &said) }?;
+        if !end.left_its_host_alone() {
+            runner.begin_afresh();
         }
-        self.run_end(status, &said)
-    }
-
-    fn spawn(&self, log: &Path, token: &str) -> anyhow::Result<Child> {
-        let file = File::create(log).with_context(|| format!("failed to make {}", log.display()))?;
-        let errors = file.try_clone().context("failed to duplicate a file descriptor")?;
-        let mut command = Command::new(self.binary);
-        command.args(self.words(token)).current_dir(self.directory).env("NO_COLOR", "1");
-        command.stdin(Stdio::null()).stdout(file).stderr(errors);
-        // A group of its own: Ctrl-C reaches us, and we tell it once.
-        command.process_group(0);
-        // SAFETY: the closure only makes one prctl(2) call, which is async-signal-safe.
-        unsafe {
-            command.pre_exec(|| {
-                // Should we be killed, the guest must not go on.
-                rustix::process::set_parent_process_death_signal(Some(Signal::TERM)).map_err(Into::into)
-            });
-        }
-        command.spawn().with_context(|| format!("failed to start {}", self.binary.display()))
+        Ok(end)
     }
 
     fn words(&self, token: &str) -> Vec<String> {
@@ -225,51 +210,6 @@ fn exec_end(status: ExitStatus, said: &str, token: &str) -> anyhow::Result<Guest
 /// Whether it was refused because of what the kernel is.
 fn is_unfit(said: &str) -> bool {
     said.lines().any(|line| line.starts_with("vmm: kernel ") && line.contains(" cannot be used: "))
-}
-
-/// Waits; `None` when the user wants to stop, and then it has ended.
-fn wait(child: &mut Child, log: &Path, progress: &dyn Progress) -> anyhow::Result<Option<ExitStatus>> {
-    let mut ticks = 0u32;
-    loop {
-        if let Some(status) = child.try_wait().context("failed to wait for a run")? {
-            return Ok((!progress.interrupted()).then_some(status));
-        }
-        if progress.interrupted() {
-            stop(child);
-            return Ok(None);
-        }
-        ticks += 1;
-        if ticks.is_multiple_of(10)
-            && let Some(line) = tail(log).lines().rev().find(|line| !line.trim().is_empty())
-        {
-            progress.detail(&crate::report::printable(line));
-        }
-        std::thread::sleep(POLL);
-    }
-}
-
-fn stop(child: &mut Child) {
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    let _ = pid.map(|pid| kill_process(pid, Signal::INT));
-    let deadline = Instant::now() + GRACE;
-    while Instant::now() < deadline && !matches!(child.try_wait(), Ok(Some(_)) | Err(_)) {
-        std::thread::sleep(POLL);
-    }
-    let _ = child.kill();
-    let _ = child.wait();
-}
-
-/// The end of a log, as text.
-pub(super) fn tail(path: &Path) -> String {
-    let read = || -> std::io::Result<Vec<u8>> {
-        let mut file = File::open(path)?;
-        let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(MAX_LOG)))?;
-        let mut bytes = Vec::new();
-        file.take(MAX_LOG).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    String::from_utf8_lossy(&read().unwrap_or_default()).into_owned()
 }
 
 /// Our own last line, without its mark, else how the process ended.

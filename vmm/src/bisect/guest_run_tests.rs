@@ -2,6 +2,8 @@ use std::os::unix::fs::PermissionsExt;
 
 use guest_image::Silent;
 
+use super::super::runner::Processes;
+
 use super::*;
 
 /// A stand-in for `vmm` that does what `script` says; `$RESULTS` is where a run's files belong.
@@ -24,7 +26,7 @@ fn run_with(script: &str, question: &[&str], interesting: &[&str]) -> anyhow::Re
         results: &dir.path().join("run"),
         interesting: &interesting.iter().map(|test| (*test).to_owned()).collect(),
     };
-    run.run(&Silent)
+    run.run(&mut Processes, &Silent)
 }
 
 fn results(outcome: &str, release: &str, code: u8, tests: &[(&str, &str)]) -> String {

@@ -2,8 +2,8 @@
 //!
 //! [`History`] is what is searched and [`Search`] decides what to test next: both are pure, and [`belief`] is the
 //! arithmetic behind them. [`Signature`] recognises one failure in another run. [`Journal`] has every step on the disk,
-//! [`Workshop`] makes of a commit something to run, [`GuestRun`] runs it as a process of its own, and [`Bisection`] does
-//! one after the other. [`Report`] tells what it came to. The command line is not read here.
+//! [`Workshop`] makes of a commit something to run, [`GuestRun`] runs it by a [`Runner`], and [`Bisection`] does one after
+//! the other. [`Report`] tells what it came to. The command line is not read here.
 
 pub mod belief;
 mod drive;
@@ -14,6 +14,7 @@ mod history;
 mod journal;
 mod names;
 mod report;
+mod runner;
 mod search;
 mod signature;
 mod workshop;
@@ -24,6 +25,7 @@ pub use history::{History, Node};
 pub use journal::{Journal, Request, Step, Subject};
 pub use names::Names;
 pub use report::{JSON, MARKDOWN, Report};
+pub use runner::{Call, LogDetails, Processes, Runner, create_log};
 pub use search::{Conclusion, Event, Next, Repeat, Rules, Search};
 pub use signature::{End, Observation, Seen, Signature};
 pub use workshop::{Made, Making, Workshop};

@@ -8,10 +8,11 @@ use anyhow::Context;
 use serde_json::{Value, json};
 
 use super::drive::GIT_LOG;
-use super::guest_run::{MARK, tail};
+use super::guest_run::MARK;
 use super::history::Node;
 use super::journal::{Journal, Request, Step, Subject};
 use super::names::Names;
+use super::runner::tail;
 use super::search::{Conclusion, Event, Repeat, Search};
 use crate::exit_code::ExitCode;
 use crate::report::{printable, shell_line, write_atomically};

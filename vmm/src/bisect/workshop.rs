@@ -11,8 +11,8 @@ use guest_image::kernel::{self, BuildRequest, KernelSpec};
 use guest_image::{Cache, Error, KeyBuilder, Progress, Workspace};
 
 use super::git::{Checkout, Repository};
-use super::guest_run::tail;
 use super::journal::{Request, Subject};
+use super::runner::tail;
 
 /// First folder below the cache's root: our work trees of users' repositories, and what `vmm` is built into.
 const KIND: &str = "bisect-tree";

@@ -1,6 +1,7 @@
 //! `vmm bisect`: the command line, and what becomes of it.
 
 mod ends;
+mod kept_host;
 mod kernel_list;
 mod request;
 mod words;
@@ -195,7 +196,10 @@ fn go_on(
     let workshop = Workshop::new(&cache, request, names.repository(), &invocation.binary, progress);
     let outcome = workshop.and_then(|workshop| {
         let (journal, search) = (&mut journal, &mut search);
-        Bisection { request, journal, search, workshop, names, cache_dir }.run(progress, &|line| progress.print(line))
+        let mut runner = kept_host::runner(request, &cache, invocation, progress)?;
+        let runner = &mut *runner;
+        Bisection { request, journal, search, workshop, runner, names, cache_dir }
+            .run(progress, &|line| progress.print(line))
     });
     progress.finish();
     let interrupted = |error: &anyhow::Error| {

@@ -3,6 +3,8 @@
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::Duration;
 
 use crossbeam_channel::never;
 use wire::Command;
@@ -21,7 +23,9 @@ use crate::session::exec_client::{
 /// # Errors
 /// The emulated host did not start or did not last, or the user gave up on it.
 pub fn run_inside(config: &EmulatedHostConfig, reason: &str, argv: &[OsString]) -> Result<u8, EmulatedHostError> {
-    let command = command_inside(argv)?;
+    let directory = env::current_dir()
+        .map_err(|e| EmulatedHostError::Prepare(format!("the working directory cannot be determined: {e}")))?;
+    let command = command_inside(argv, &directory)?;
     let notice = StartNotice::new(reason);
     let caught =
         ForwardedSignals::catch().map_err(|e| EmulatedHostError::Prepare(format!("signals cannot be caught: {e}")))?;
@@ -29,18 +33,7 @@ pub fn run_inside(config: &EmulatedHostConfig, reason: &str, argv: &[OsString]) 
         notice.waiting(elapsed);
         if caught.signals.is_empty() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     };
-    let host = match RunningHost::start(config, &mut waiting) {
-        // Nothing of the command has happened yet, and an emulated CPU is not as sound as a real one.
-        Err(EmulatedHostError::Died { last_words, .. }) if last_words.contains("Kernel panic") => {
-            eprintln!("the emulated host's kernel panicked before it was up; starting it once more");
-            RunningHost::start(config, &mut waiting)?
-        }
-        Err(EmulatedHostError::NeverCameUp { .. }) => {
-            eprintln!("the emulated host did not come up; starting it once more");
-            RunningHost::start(config, &mut waiting)?
-        }
-        started => started?,
-    };
+    let host = start_patiently(config, &mut waiting)?;
     notice.started();
     match exec(&host, command, &caught) {
         Ok(end) => {
@@ -57,6 +50,24 @@ pub fn run_inside(config: &EmulatedHostConfig, reason: &str, argv: &[OsString]) 
     }
 }
 
+/// As [`RunningHost::start`], with a second try where an emulated CPU may be to blame.
+pub(super) fn start_patiently(
+    config: &EmulatedHostConfig,
+    waiting: &mut dyn FnMut(Duration) -> ControlFlow<()>,
+) -> Result<RunningHost, EmulatedHostError> {
+    match RunningHost::start(config, waiting) {
+        // Nothing of the command has happened yet, and an emulated CPU is not as sound as a real one.
+        Err(EmulatedHostError::Died { last_words, .. }) if last_words.contains("Kernel panic") => {
+            eprintln!("the emulated host's kernel panicked before it was up; starting it once more");
+        }
+        Err(EmulatedHostError::NeverCameUp { .. }) => {
+            eprintln!("the emulated host did not come up; starting it once more");
+        }
+        started => return started,
+    }
+    RunningHost::start(config, waiting)
+}
+
 fn exec(host: &RunningHost, command: Command, caught: &ForwardedSignals) -> Result<ExecEnd, ExecError<String>> {
     let terminal = has_terminal().then(terminal_size).flatten();
     // With a terminal of its own the command gets every key, Ctrl-C too.
@@ -67,14 +78,12 @@ fn exec(host: &RunningHost, command: Command, caught: &ForwardedSignals) -> Resu
     exec_client::run(host.link(), &never(), &ExecRequest { command, terminal }, streams, None)
 }
 
-/// What to start inside: our own surroundings, and where shares under test belong.
-fn command_inside(argv: &[OsString]) -> Result<Command, EmulatedHostError> {
-    let cwd = env::current_dir()
-        .map_err(|e| EmulatedHostError::Prepare(format!("the working directory cannot be determined: {e}")))?;
+/// What to start inside: our own surroundings but for the directory, and where shares under test belong.
+pub(super) fn command_inside(argv: &[OsString], directory: &Path) -> Result<Command, EmulatedHostError> {
     Ok(Command {
         argv: argv.iter().map(|word| utf8("an argument", word)).collect::<Result<_, _>>()?,
         env: environment(env::vars_os()),
-        cwd: utf8("the working directory", cwd.as_os_str())?,
+        cwd: utf8("the working directory", directory.as_os_str())?,
     })
 }
 
@@ -126,7 +135,7 @@ mod tests {
         let odd = OsString::from_vec(vec![b'x', 0xff]);
         let inside = environment([("ODD".into(), odd.clone())].into_iter());
         assert!(inside.iter().all(|(name, _)| name != "ODD"));
-        let error = command_inside(&["true".into(), odd]).expect_err("not UTF-8").to_string();
+        let error = command_inside(&["true".into(), odd], Path::new("/")).expect_err("not UTF-8").to_string();
         assert!(error.starts_with("an argument (x"), "{error}");
     }
 }

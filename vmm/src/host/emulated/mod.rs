@@ -6,6 +6,7 @@
 //! Nothing of it outlives us: QEMU dies with the thread that started it, its disk and its logs are files without names.
 
 mod inside;
+mod kept;
 mod qemu_arguments;
 mod qemu_process;
 mod qemu_program;
@@ -20,6 +21,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use inside::run_inside;
+pub use kept::KeptHost;
 pub(in crate::host) use qemu_program::sound_qemu;
 pub use start::RunningHost;
 
