@@ -4,8 +4,9 @@
 # The kernel is Debian's linux-source-6.12. Everything is kept in the cache, so that a second time builds little.
 # shellcheck source=tests/bisect/source.sh
 . "$(dirname "$0")/source.sh"
-# Each is a seed and what the bug is like.
-histories=("1=fails" "2=panics" "3=hangs" "4=flaky" "5=fails" "6=panics" "7=hangs" "8=fails" "9=flaky" "10=fails")
+# Each is a seed and what the bug is like. The first commit that a search tests is the 18th: in 204 that is the one that does not
+# build, in 23 the one that does not boot, in 20 the one that breaks something else.
+histories=("1=fails" "2=panics" "3=hangs" "4=flaky" "204=fails" "6=panics" "7=hangs" "23=fails" "9=flaky" "20=fails")
 [ $# -eq 0 ] || histories=("$@")
 make_repository
 

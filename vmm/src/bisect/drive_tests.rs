@@ -10,7 +10,7 @@ use super::super::git::{Repository, tests as git};
 use super::super::history::History;
 use super::super::journal::Subject;
 use super::super::report::Report;
-use super::super::runner::Processes;
+use super::super::runner::{Processes, Runner};
 use super::super::search::Rules;
 use super::*;
 
@@ -82,8 +82,8 @@ impl Place {
         }
     }
 
-    /// Goes on from what is on the disk; the lines that were said, and the report's JSON.
-    fn go_on(&self, dir: &Path, progress: &dyn Progress) -> (Outcome, Vec<String>, serde_json::Value) {
+    /// Goes on from what is on the disk with so many tests at a time; the lines that were said, and the report's JSON.
+    fn go_on(&self, dir: &Path, jobs: usize, progress: &dyn Progress) -> (Outcome, Vec<String>, serde_json::Value) {
         let (request, mut journal) = Journal::open(dir).unwrap();
         let repository = Repository::open(&self.dir.path().join("tree")).unwrap();
         let history = History::new(
@@ -105,7 +105,7 @@ impl Place {
             journal: &mut journal,
             search: &mut search,
             workshop,
-            runner: &mut Processes,
+            runners: (0..jobs).map(|_| -> Box<dyn Runner> { Box::new(Processes) }).collect(),
             names: &names,
             cache_dir,
         }
@@ -133,7 +133,7 @@ fn our_own_history_is_searched_with_each_commits_own_program_however_often_it_is
     let mut interrupted = 0;
     // A build asks several times a second; each attempt is given more patience than the one before.
     let json = loop {
-        match place.go_on(&dir, &Patience(AtomicU32::new(1 + interrupted * 40))) {
+        match place.go_on(&dir, 1, &Patience(AtomicU32::new(1 + interrupted * 40))) {
             (Outcome::Interrupted, ..) => interrupted += 1,
             (Outcome::Done(_), _, json) => break json,
         }
@@ -155,4 +155,26 @@ fn our_own_history_is_searched_with_each_commits_own_program_however_often_it_is
     let tree = place.dir.path().join("tree");
     assert_eq!(git::git(&tree, &["status", "--porcelain"]), "");
     assert_eq!(git::git(&tree, &["rev-parse", "HEAD"]), place.ids[8]);
+}
+
+#[test]
+fn side_by_side_the_same_steps_come_in_the_same_order_and_what_was_not_asked_for_leaves_nothing() {
+    let place = Place::new();
+    let search = |name: &str, jobs: usize| {
+        let dir = place.dir.path().join(name);
+        fs::create_dir(&dir).unwrap();
+        drop(Journal::create(&dir, &place.request()).unwrap());
+        let (outcome, said, json) = place.go_on(&dir, jobs, &guest_image::Silent);
+        assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");
+        let (_, journal) = Journal::open(&dir).unwrap();
+        let mut kept: Vec<_> = journal.steps().iter().filter_map(|step| step.run.clone()).collect();
+        let folders = fs::read_dir(dir.join("runs")).unwrap().flatten();
+        let mut folders: Vec<_> = folders.map(|entry| format!("runs/{}", entry.file_name().display())).collect();
+        kept.sort();
+        folders.sort();
+        assert_eq!(kept, folders);
+        let ids: Vec<_> = journal.steps().iter().map(|step| step.id.clone()).collect();
+        (ids, json["result"].clone(), said.len())
+    };
+    assert_eq!(search("one", 1), search("four", 4));
 }

@@ -2,9 +2,10 @@
 //!
 //! [`History`] is what is searched and [`Search`] decides what to test next: both are pure, and [`belief`] is the
 //! arithmetic behind them. [`Signature`] recognises one failure in another run. [`Journal`] has every step on the disk,
-//! [`Workshop`] makes of a commit something to run, [`GuestRun`] runs it by a [`Runner`], and [`Bisection`] does one after
+//! [`Workshop`] makes of a commit something to run, [`GuestRun`] runs it by a [`Runner`], several side by side if asked to, and [`Bisection`] does one after
 //! the other. [`Report`] tells what it came to. The command line is not read here.
 
+mod ahead;
 pub mod belief;
 mod drive;
 pub mod git;
@@ -17,6 +18,7 @@ mod report;
 mod runner;
 mod search;
 mod signature;
+mod tester;
 mod workshop;
 
 pub use drive::{Bisection, GIT_LOG, Outcome};

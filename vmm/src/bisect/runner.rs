@@ -34,7 +34,7 @@ pub struct Call<'a> {
 }
 
 /// Makes runs, one after another.
-pub trait Runner {
+pub trait Runner: Send {
     /// Makes one; `None` when the user wants to stop, and then it has ended.
     ///
     /// # Errors

@@ -21,28 +21,31 @@ use crate::guest_setup::GuestFiles;
 use crate::host::RunsOn;
 use crate::host::emulated::{EmulatedHostConfig, EmulatedHostError, KeptHost};
 
-/// What makes the runs of `request`.
+/// What makes the runs of `request`, `jobs` of them.
 ///
 /// # Errors
 /// They need KVM and it is of no use, or an emulated host and one cannot be prepared.
-pub(super) fn runner(
+pub(super) fn runners(
     request: &Request,
+    jobs: u32,
     cache: &Cache,
     invocation: &Invocation,
     progress: &TerminalProgress,
-) -> anyhow::Result<Box<dyn Runner>> {
+) -> anyhow::Result<Vec<Box<dyn Runner>>> {
+    let processes = || (0..jobs).map(|_| -> Box<dyn Runner> { Box::new(Processes) }).collect();
     // Another `vmm` may want another emulated host.
     if matches!(request.subject, Subject::Server { .. }) {
-        return Ok(Box::new(Processes));
+        return Ok(processes());
     }
     let words = std::iter::once("vmm").chain(request.question.iter().map(String::as_str)).map(OsString::from);
     let asked = Asked::parse(words.collect(), cache, invocation.inside_emulated_host)?;
     match asked.options().host.decide()? {
-        RunsOn::ThisMachine(_) => Ok(Box::new(Processes)),
+        RunsOn::ThisMachine(_) => Ok(processes()),
         RunsOn::EmulatedHost(reason) => {
-            let config = EmulatedHostConfig::prepare(cache, progress)?;
+            let config = EmulatedHostConfig::prepare(cache, progress)?.one_of(jobs)?;
             progress.print(&format!("Guests run in an emulated host: {reason}"));
-            Ok(Box::new(Kept { host: KeptHost::new(config), cache_dir: cache.root().to_owned() }))
+            let kept = || Kept { host: KeptHost::new(config.clone()), cache_dir: cache.root().to_owned() };
+            Ok((0..jobs).map(|_| -> Box<dyn Runner> { Box::new(kept()) }).collect())
         }
     }
 }

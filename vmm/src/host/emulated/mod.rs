@@ -187,6 +187,20 @@ impl EmulatedHostConfig {
         Ok(config)
     }
 
+    /// The same for one of `count` that run side by side: their memory is what one would have, but each has the least it needs.
+    ///
+    /// # Errors
+    /// This machine does not have as much.
+    pub fn one_of(self, count: u32) -> Result<Self, EmulatedHostError> {
+        let each = (self.memory_mib / u64::from(count.max(1))).max(MIN_MEMORY_MIB);
+        let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let available_mib = meminfo_mib(&meminfo, "MemAvailable").unwrap_or(DEFAULT_MEMORY_MIB);
+        if each * u64::from(count) > available_mib {
+            return Err(EmulatedHostError::NotEnoughMemory { available_mib });
+        }
+        Ok(Self { memory_mib: each, ..self })
+    }
+
     /// One with `qemu`, `kernel` and `initramfs`, its unnamed files in `directory`, sized for this machine.
     ///
     /// # Errors
