@@ -76,15 +76,16 @@ impl Policy {
         self.jobs > 1 || self.guest_per != GuestPer::Run || self.shard.is_some()
     }
 
-    /// How many of the tests that wait, each with the time that it takes, a guest is given at a time. Less and less where
-    /// several share the work, so that all end at about the same time.
-    pub(super) fn portion(&self, waiting: &[u64]) -> usize {
+    /// How many of the tests that wait, each with the time that it takes, µs, a guest is given at a time, when each time takes
+    /// `start` µs more. Less and less where several share the work, so that all end at about the same time; but not so little
+    /// that starting costs more than is gained.
+    pub(super) fn portion(&self, waiting: &[u64], start: u64) -> usize {
         let share = match self.jobs {
             0 | 1 => waiting.len(),
             jobs => {
-                let share = waiting.iter().sum::<u64>() / (2 * jobs as u64);
-                let ends = waiting.iter().scan(0u64, |sum, time| {
-                    *sum = sum.saturating_add(*time);
+                let share = fair_share(waiting.iter().map(|time| *time as f64).sum(), start as f64, jobs as f64);
+                let ends = waiting.iter().scan(0.0, |sum, time| {
+                    *sum += *time as f64;
                     Some(*sum)
                 });
                 ends.take_while(|sum| *sum <= share).count()
@@ -96,6 +97,14 @@ impl Policy {
             GuestPer::Run => share.max(1),
         }
     }
+}
+
+/// How much of the work that is `left` a guest is given, all in the same unit of time: half of its share, but where little is left
+/// what costs least. In portions of length p each guest starts left / jobs / p times, and in the end waits for another for p / 2 on
+/// average; the sum is least at the root of 2 · left · start / jobs. Never less than `start`.
+fn fair_share(left: f64, start: f64, jobs: f64) -> f64 {
+    let cheapest = (2.0 * left * start / jobs).sqrt().min(left / jobs);
+    (left / (2.0 * jobs)).max(cheapest).max(start)
 }
 
 #[cfg(test)]
@@ -123,10 +132,22 @@ mod tests {
     #[test]
     fn portions_get_smaller_and_are_never_nothing() {
         let two = Policy { jobs: 2, ..Policy::default() };
-        assert_eq!([100, 10, 1].map(|waiting| two.portion(&vec![1; waiting])), [25, 2, 1]);
-        assert_eq!(two.portion(&[50, 10, 10, 10, 10, 10]), 1, "the long one is a portion by itself");
-        assert_eq!(Policy::default().portion(&[1; 100]), 100);
-        assert_eq!(Policy { guest_per: GuestPer::Test, ..two }.portion(&[1; 100]), 1);
-        assert_eq!(Policy { guest_per: GuestPer::Batch, ..Policy::default() }.portion(&[1; 100]), BATCH);
+        assert_eq!([100, 10, 1].map(|waiting| two.portion(&vec![1; waiting], 0)), [25, 2, 1]);
+        assert_eq!(two.portion(&[50, 10, 10, 10, 10, 10], 0), 1, "the long one is a portion by itself");
+        assert_eq!(Policy::default().portion(&[1; 100], 9), 100);
+        assert_eq!(Policy { guest_per: GuestPer::Test, ..two }.portion(&[1; 100], 9), 1);
+        assert_eq!(Policy { guest_per: GuestPer::Batch, ..Policy::default() }.portion(&[1; 100], 9), BATCH);
+    }
+
+    #[test]
+    fn where_starting_costs_something_little_work_is_not_cut_into_small_portions() {
+        let two = Policy { jobs: 2, ..Policy::default() };
+        // Half a share of plenty is more than the cheapest.
+        assert_eq!(two.portion(&[1; 1000], 1), 250);
+        // The root of 2 · 64 · 4 / 2.
+        assert_eq!(two.portion(&[1; 64], 4), 16);
+        assert_eq!(two.portion(&[1; 16], 4), 8, "the other one gets as much");
+        assert_eq!(two.portion(&[1; 6], 4), 4, "less would not be worth the start");
+        assert_eq!(two.portion(&[9, 1, 1], 4), 1);
     }
 }

@@ -19,6 +19,9 @@ pub struct Done {
     pub ended: bool,
 }
 
+/// What a test takes, µs, as long as nothing is known of any.
+const UNKNOWN_TIME: u64 = 1_000_000;
+
 /// What is known of a suite's tests.
 #[derive(Debug, PartialEq, Eq)]
 enum Tests {
@@ -31,8 +34,11 @@ enum Tests {
 }
 
 /// What one guest has of the suite.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct UnderWay {
+    given: Instant,
+    /// Whether a test of it has begun.
+    has_begun: bool,
     /// Those it was given; `None` for all of a suite that was not listed.
     tests: Option<Vec<String>>,
     /// The listed test that its last event was about, until it has all its results.
@@ -41,6 +47,12 @@ pub(super) struct UnderWay {
     autopsy: Option<Vec<u8>>,
     /// Whether its last word was the error of a test that it was given: should it end now, that is why.
     blamed: bool,
+}
+
+impl UnderWay {
+    fn now(tests: Option<Vec<String>>) -> Self {
+        Self { given: Instant::now(), has_begun: false, tests, current: None, autopsy: None, blamed: false }
+    }
 }
 
 /// The death of a guest that some test brought about; which one is not known before there is a list.
@@ -57,6 +69,8 @@ pub(super) struct SuiteWork {
     waiting: VecDeque<String>,
     times: TestTimes,
     mean_time: u64,
+    /// What it took at least, µs, from giving a guest a portion to its first test.
+    start: Option<u64>,
     finished: HashSet<String>,
     under_way: HashMap<u32, UnderWay>,
     suspect: Option<Suspect>,
@@ -76,7 +90,8 @@ impl SuiteWork {
             run,
             waiting: VecDeque::new(),
             times: TestTimes::new(),
-            mean_time: 1,
+            mean_time: UNKNOWN_TIME,
+            start: None,
             finished: done.tests,
             under_way: HashMap::new(),
             suspect: None,
@@ -98,7 +113,7 @@ impl SuiteWork {
 
     /// The same, with what is known of its tests' times.
     pub(super) fn with_times(self, times: TestTimes) -> Self {
-        let mean_time = times.values().sum::<u64>() / (times.len() as u64).max(1);
+        let mean_time = times.values().sum::<u64>().checked_div(times.len() as u64).unwrap_or(UNKNOWN_TIME);
         Self { times, mean_time, ..self }
     }
 
@@ -136,14 +151,14 @@ impl SuiteWork {
                 return None;
             }
             self.given_whole = true;
-            self.under_way.insert(guest, UnderWay::default());
+            self.under_way.insert(guest, UnderWay::now(None));
             return Some(self.run.plan.clone());
         }
         let times: Vec<u64> = self.waiting.iter().map(|test| self.time_of(test)).collect();
-        let portion = policy.portion(&times).min(self.waiting.len());
+        let portion = policy.portion(&times, self.start.unwrap_or(0)).min(self.waiting.len());
         let tests: Vec<String> = self.waiting.drain(..portion).collect();
         let plan = self.run.with_tests(tests.iter().map(String::as_str)).filter(|_| !tests.is_empty())?;
-        self.under_way.insert(guest, UnderWay { tests: Some(tests), ..UnderWay::default() });
+        self.under_way.insert(guest, UnderWay::now(Some(tests)));
         Some(plan)
     }
 
@@ -193,6 +208,7 @@ impl SuiteWork {
             }
             RunEvent::TestStarted { ref test, .. } => {
                 self.blame(guest, None);
+                self.time_start(guest);
                 let mut events = self.come_to(guest, &test.clone());
                 events.push(event);
                 events
@@ -233,6 +249,15 @@ impl SuiteWork {
                 vec![event]
             }
             event => vec![event],
+        }
+    }
+
+    /// A test of `guest`'s has begun.
+    fn time_start(&mut self, guest: u32) {
+        let Some(under_way) = self.under_way.get_mut(&guest) else { return };
+        if !std::mem::replace(&mut under_way.has_begun, true) {
+            let took = u64::try_from(under_way.given.elapsed().as_micros()).unwrap_or(u64::MAX);
+            self.start = Some(self.start.map_or(took, |least| least.min(took)));
         }
     }
 
@@ -323,11 +348,11 @@ impl SuiteWork {
 
     /// A portion came to its end: whatever of it told no result has none to tell.
     fn portion_ended(&mut self, guest: u32, end: SuiteEnd) -> Vec<RunEvent> {
-        let under_way = self.under_way.remove(&guest).unwrap_or_default();
         let mut events = Vec::new();
-        let tests = under_way.tests.unwrap_or_default();
-        for test in tests.into_iter().chain(under_way.current) {
-            events.extend(self.finish(test));
+        if let Some(under_way) = self.under_way.remove(&guest) {
+            for test in under_way.tests.unwrap_or_default().into_iter().chain(under_way.current) {
+                events.extend(self.finish(test));
+            }
         }
         self.end = Some(worse(self.end, end));
         events.extend(self.end_if_done());

@@ -286,7 +286,7 @@ fn two_guests_work_at_the_same_suite_and_it_ends_once() {
 #[test]
 fn with_several_guests_what_takes_long_begins_first() {
     let jobs = Policy { jobs: 2, ..Policy::default() };
-    let times = |_: &str| [("b".to_owned(), 900), ("c".to_owned(), 50)].into();
+    let times = |_: &str| [("b".to_owned(), 900_000_000), ("c".to_owned(), 50_000_000)].into();
     let mut schedule = schedule(vec![listed("s")], jobs).with_times(times);
     let guest = schedule.new_guest().unwrap();
     assert!(matches!(schedule.next_task(guest, 0), Some(Task::List(_))));
@@ -299,6 +299,26 @@ fn with_several_guests_what_takes_long_begins_first() {
     }
     assert_eq!(portions[0], ["b"]);
     assert_eq!(portions.concat(), ["b", "a", "d", "c"]);
+}
+
+#[test]
+fn what_it_takes_to_start_a_portion_is_measured_and_the_next_is_no_smaller() {
+    let jobs = Policy { jobs: 2, ..Policy::default() };
+    let all = ["a", "b", "c", "d", "e", "f", "g", "h"];
+    let times = |_: &str| all.map(|test| (test.to_owned(), 10_000)).into();
+    let mut schedule = schedule(vec![listed("s")], jobs).with_times(times);
+    let guest = schedule.new_guest().unwrap();
+    assert!(matches!(schedule.next_task(guest, 0), Some(Task::List(_))));
+    schedule.listed(names(&all));
+    let portion = |schedule: &mut Schedule| match schedule.next_task(guest, 0) {
+        Some(Task::Run(plan)) => plan.command.argv.len() - 1,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(portion(&mut schedule), 2, "a quarter of all");
+    std::thread::sleep(std::time::Duration::from_millis(40));
+    schedule.observe(guest, RunEvent::TestStarted { suite: "s".into(), test: "a".into() });
+    schedule.observe(guest, ended("s", OK));
+    assert!(portion(&mut schedule) >= 4, "they take as long as the start");
 }
 
 #[test]
