@@ -20,7 +20,7 @@ while read -r fs flags; do
   echo "$files files on $fs, vmm exec $flags"
   find "$work/$fs" -mindepth 1 -delete
   # shellcheck disable=SC2086 # Several words.
-  guest exec --host kvm --timeout 15m $flags --shared-dir "$work/$fs:share" --shared-dir "$work/tools:tools" -- \
+  guest exec --host kvm --timeout 30m $flags --shared-dir "$work/$fs:share" --shared-dir "$work/tools:tools" -- \
     sh /mnt/tools/file-handles.sh /mnt/share /mnt/tools "$files" || failed "$fs, $flags"
 done < <(chosen <<'FLAGS'
 ext4 --cache auto

@@ -134,6 +134,7 @@ pub fn bisect(
             Some(dir) => dir.clone(),
             None => newest(&args.results)?,
         };
+        let dir = std::path::absolute(&dir).with_context(|| format!("failed to find {}", dir.display()))?;
         let (request, journal) = Journal::open(&dir)?;
         let names = names_of(&request)?;
         progress.print(&format!("Going on with {} after {} steps", dir.display(), journal.steps().len()));

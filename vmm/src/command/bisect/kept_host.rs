@@ -37,6 +37,10 @@ pub(super) fn runners(
     if matches!(request.subject, Subject::Server { .. }) {
         return Ok(processes());
     }
+    // Paths in the question are relative to where it was typed; everything else is absolute by now.
+    let directory = &request.directory;
+    std::env::set_current_dir(directory)
+        .with_context(|| format!("failed to enter {}, where this was begun", directory.display()))?;
     let words = std::iter::once("vmm").chain(request.question.iter().map(String::as_str)).map(OsString::from);
     let asked = Asked::parse(words.collect(), cache, invocation.inside_emulated_host)?;
     match asked.options().host.decide()? {
