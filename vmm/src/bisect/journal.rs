@@ -6,6 +6,8 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use rustix::fs::FlockOperation;
@@ -14,6 +16,9 @@ use serde::{Deserialize, Serialize};
 use super::search::{Event, Rules};
 use crate::config::UsageError;
 
+/// A process that was forked and has not executed its program yet still holds its parent's locks, even if that was killed.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+const LOCK_POLL: Duration = Duration::from_millis(20);
 /// Of [`Request`].
 const VERSION: u32 = 1;
 const REQUEST: &str = "request.json";
@@ -150,7 +155,7 @@ impl Journal {
         let path = dir.join(JOURNAL);
         let file = OpenOptions::new().read(true).append(true).create(true).open(&path);
         let file = file.with_context(|| format!("failed to open {}", path.display()))?;
-        if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if !lock_soon(&file) {
             bail!(UsageError(format!("another vmm works on {shown} at this moment; wait for it, or end it")));
         }
         let steps = read_steps(&path, &file)?;
@@ -185,6 +190,20 @@ impl Journal {
         written.with_context(|| format!("failed to write {}", self.dir.join(JOURNAL).display()))?;
         self.steps.push(step);
         Ok(())
+    }
+}
+
+/// Locks it, unless another process has it locked and keeps it.
+fn lock_soon(file: &File) -> bool {
+    let end = Instant::now() + LOCK_PATIENCE;
+    loop {
+        if rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            return true;
+        }
+        if Instant::now() > end {
+            return false;
+        }
+        thread::sleep(LOCK_POLL);
     }
 }
 
