@@ -61,7 +61,7 @@ test-planted: prepare ## Plant ten bugs in the file server, one at a time; show 
 	$(CARGO) build --release --locked -p vmm --features planted-bugs --target-dir target/planted
 	$(VMM) host exec -- tests/planted/planted.sh target/planted/release/vmm $(PLANTED)
 
-test-bisect: prepare ## Bisect ten real histories of a real kernel with planted bugs; HISTORIES="1=fails" chooses some. An hour and a half
+test-bisect: prepare ## Bisect ten real histories of a real kernel with planted bugs; HISTORIES="1=fails" chooses some. Takes hours
 	tests/bisect/full.sh $(CURDIR)/$(VMM) $(HISTORIES)
 
 bench: setup ## Compare what file operations cost with QEMU + virtiofsd, print the table; RUNS= OPS= CPUS= choose

@@ -28,8 +28,7 @@ pub(super) fn wanted(search: &Search, count: usize) -> Vec<Node> {
         Repeat::Auto => count,
     };
     let mut nodes = vec![node; more.min(count)];
-    let is_end = |node: Node| node == search.history().new_end() || search.history().old().contains(&node);
-    if is_end(node) {
+    if search.history().is_end(node) {
         // What it looks like is not known yet. The other ends come next in any case.
         let ends = search.history().old().iter().chain([&search.history().new_end()]).copied().collect::<Vec<_>>();
         nodes.extend(ends.into_iter().filter(|end| *end != node && search.runs(*end).is_empty()));

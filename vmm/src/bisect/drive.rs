@@ -83,8 +83,7 @@ impl Told<'_> {
                 Next::Done(conclusion) => return Ok(Outcome::Done(conclusion)),
                 Next::Test(node) => node,
             };
-            let in_search = node != self.search.history().new_end() && !self.search.history().old().contains(&node);
-            if in_search && told != Some(node) {
+            if !self.search.history().is_end(node) && told != Some(node) {
                 say(&self.outlook());
                 told = Some(node);
             }

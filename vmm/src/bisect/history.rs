@@ -111,6 +111,12 @@ impl History {
         self.new
     }
 
+    /// Whether it is the new end or one of the old ones.
+    #[must_use]
+    pub fn is_end(&self, node: Node) -> bool {
+        node == self.new_end() || self.old().contains(&node)
+    }
+
     /// Which nodes `node` contains: itself and all its ancestors.
     #[must_use]
     pub fn contained_in(&self, node: Node) -> Vec<bool> {

@@ -243,7 +243,7 @@ impl Search {
     /// On which side the node is, once that is decided: whether it is new.
     #[must_use]
     pub fn side(&self, node: Node) -> Option<bool> {
-        if node == self.history.new_end() || self.history.old().contains(&node) {
+        if self.history.is_end(node) {
             return self.signature().map(|_| node == self.history.new_end());
         }
         if let Some(new) = self.hard_side(node) {

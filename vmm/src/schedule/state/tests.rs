@@ -286,7 +286,7 @@ fn two_guests_work_at_the_same_suite_and_it_ends_once() {
 #[test]
 fn with_several_guests_what_takes_long_begins_first() {
     let jobs = Policy { jobs: 2, ..Policy::default() };
-    let times = |_: &str| [("b".to_owned(), 900_000_000), ("c".to_owned(), 50_000_000)].into();
+    let times = |_: &str| [("b".to_owned(), 900), ("c".to_owned(), 50)].into();
     let mut schedule = schedule(vec![listed("s")], jobs).with_times(times);
     let guest = schedule.new_guest().unwrap();
     assert!(matches!(schedule.next_task(guest, 0), Some(Task::List(_))));
