@@ -9,7 +9,7 @@ SUITE ?= pjdfstest-rs
 # Root needs no sudo; without either, the packages must be there already.
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: run test test-planted test-bisect setup build prepare unit e2e bisect lint bench bench-boot bench-memory acceptance clean help
+.PHONY: run test test-planted test-bisect setup build prepare unit e2e bisect lint bench bench-boot bench-memory acceptance compare-virtiofsd clean help
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +75,9 @@ bench-memory: prepare ## Show how much memory vmm has for itself during a run
 
 acceptance: prepare ## Everything the file server has to pass, hours: see tests/acceptance; ACCEPTANCE="fsx overlay" chooses
 	tests/acceptance/all.sh $(ACCEPTANCE)
+
+compare-virtiofsd: setup ## What the tests of a run of xfstests come to with QEMU + virtiofsd; RESULTS=DIR, TESTS="generic/001" chooses
+	tests/compare/virtiofsd.sh $(RESULTS) $(TESTS)
 
 clean: ## Remove build products; the image cache stays (see `vmm image rm`)
 	$(CARGO) clean

@@ -3,6 +3,7 @@
 # first copied next to the shares, for all candidates alike: worth its time where boots are measured. Gives
 #   base                          a directory that is removed at the end, with the shares myfs1 and myfs2 in it
 #   candidate_NAME CPUS COMMAND   boots a guest that mounts both shares at /mnt/virtiofs1 and 2 and runs COMMAND
+# guest_modules names, in order, the modules that QEMU's guests need where the kernel has them as such.
 # The candidates are in CANDIDATES: vmm, q35, microvm unless that is set; "other" is a second vmm, whose program OTHER_VMM names.
 base=$(mktemp -d "${VMM_SCRATCH_DIR:-/var/tmp}/bench.XXXXXX")
 trap 'rm -rf "$base"' EXIT
@@ -38,7 +39,7 @@ initrd=()
 if [ -e "$modules/virtio_blk.ko" ]; then
   mkdir -p "$base/initramfs/modules"
   number=0
-  for module in virtio_blk libcrc32c erofs; do
+  for module in ${guest_modules:-virtio_blk libcrc32c erofs}; do
     number=$((number + 1))
     cp "$modules/$module.ko" "$base/initramfs/modules/$number-$module.ko"
   done

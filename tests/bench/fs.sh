@@ -25,8 +25,6 @@ else
   export CANDIDATES=${CANDIDATES:-vmm q35}
   bzimage=$(dirname "$("$vmm" kernel fetch debian:6.12)")/vmlinuz
 fi
-# Static, so that it runs in any root image. A target directory of its own: other flags would rebuild everything else.
-RUSTFLAGS='-C target-feature=+crt-static' cargo build --quiet --release --locked -p tests --bin fs-bench \
-  --target x86_64-unknown-linux-gnu --target-dir target/static >&2
+build_fs_bench
 exec "$vmm" host exec -- "$PWD/tests/bench/fs-inside.sh" "${RUNS:-3}" "${OPS:-200}" "${CPUS:-1 2}" "$json" \
-  "$PWD/target/static/x86_64-unknown-linux-gnu/release/fs-bench" "$vmm" "$cache" "$bzimage" "$image" "$virtiofsd"
+  "$fs_bench" "$vmm" "$cache" "$bzimage" "$image" "$virtiofsd"

@@ -2,7 +2,8 @@
 #   vmm cache work   our program, its cache, the benchmarks' corner of that
 #   virtiofsd        virtiofsd's program, built from crates.io
 #   image            the root image that every candidate boots
-# and a function, build_kernel, that prints the path of the bzImage built from
+#   fs_bench         where build_fs_bench puts fs-bench
+# and two functions: build_fs_bench, and build_kernel, that prints the path of the bzImage built from
 #   KERNEL_TREE=    a kernel tree; default: Debian's linux-source-6.12, unpacked into the cache
 . tests/common.sh
 vmm=$PWD/target/release/vmm
@@ -25,4 +26,11 @@ build_kernel() {
   local tree=${KERNEL_TREE:-}
   [ -n "$tree" ] || tree=$(kernel_source)
   "$vmm" kernel build --tree "$tree"
+}
+
+# Static, so that it runs in any root image. A target directory of its own: other flags would rebuild everything else.
+fs_bench=$PWD/target/static/x86_64-unknown-linux-gnu/release/fs-bench
+build_fs_bench() {
+  RUSTFLAGS='-C target-feature=+crt-static' cargo build --quiet --release --locked -p tests --bin fs-bench \
+    --target x86_64-unknown-linux-gnu --target-dir target/static >&2
 }
