@@ -45,23 +45,30 @@ impl PassthroughFs {
             return Err(errno(libc::EISDIR));
         }
         let asked = OFlags::from_bits_retain(flags) & GUEST_OPEN_FLAGS;
-        let flags = self.host_flags(flags);
+        let appends = flags & libc::O_APPEND as u32 != 0;
+        let mut flags = self.host_flags(flags);
         if flags.intersects(OFlags::ACCMODE | OFlags::TRUNC) {
             self.writable()?;
         }
         if flags.contains(OFlags::TRUNC) {
             self.identity.keep_set_id_bits(!kill_set_id);
         }
-        let file = match self.open_node(&node, flags) {
-            // O_NOATIME is for owners; without it only the access time differs.
-            Err(error) if error.raw_os_error() == Some(libc::EPERM) && flags.contains(OFlags::NOATIME) => {
-                self.open_node(&node, flags & !OFlags::NOATIME)?
+        // Where the host refuses, with less, or with what it insists on: each round asks for something else.
+        let file = loop {
+            match self.open_node(&node, flags) {
+                // O_NOATIME is for owners; without it only the access time differs.
+                Err(error) if is(&error, libc::EPERM) && flags.contains(OFlags::NOATIME) => flags -= OFlags::NOATIME,
+                // A file with the append-only attribute is opened for writing with O_APPEND only, which
+                // changes nothing there.
+                Err(error) if is(&error, libc::EPERM) && appends && !flags.contains(OFlags::APPEND) => {
+                    flags |= OFlags::APPEND;
+                }
+                // Not readable for a server that is not root: then parts of pages are not either.
+                Err(error) if is(&error, libc::EACCES) && (flags ^ asked).intersects(OFlags::ACCMODE) => {
+                    flags = (flags - OFlags::ACCMODE) | (asked & OFlags::ACCMODE);
+                }
+                result => break result?,
             }
-            // Not readable for a server that is not root: then parts of pages are not either.
-            Err(error) if error.raw_os_error() == Some(libc::EACCES) && flags != asked => {
-                self.open_node(&node, asked)?
-            }
-            result => result?,
         };
         Ok((self.add_file(node.id, file)?, self.cache.file_options()))
     }
@@ -215,6 +222,10 @@ impl PassthroughFs {
         self.identity.keep_set_id_bits(!kill_set_id);
         Ok(rustix::fs::ftruncate(file, size)?)
     }
+}
+
+fn is(error: &io::Error, errno: i32) -> bool {
+    error.raw_os_error() == Some(errno)
 }
 
 /// How a WRITE is to be done.

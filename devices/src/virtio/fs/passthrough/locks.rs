@@ -164,7 +164,12 @@ impl PassthroughFs {
     fn open_to_lock(&self, node: u64) -> io::Result<File> {
         let node = self.node(node)?;
         let both = if self.read_only { Err(errno(libc::EROFS)) } else { self.open_node(&node, OFlags::RDWR) };
-        both.or_else(|_| self.open_node(&node, OFlags::RDONLY))
+        // Append-only files are not opened for writing without O_APPEND.
+        both.or_else(|error| match error.raw_os_error() {
+            Some(libc::EPERM) => self.open_node(&node, OFlags::RDWR | OFlags::APPEND),
+            _ => Err(error),
+        })
+        .or_else(|_| self.open_node(&node, OFlags::RDONLY))
     }
 }
 

@@ -312,11 +312,10 @@ fn an_unknown_ioctl_is_enotty_and_inode_flags_are_passed_on() {
             assert_eq!((reply.len(), out.result), (size_of::<IoctlOut>() + 4, 0));
             // FS_NODUMP_FL on and off again: it means nothing to anybody but dump(8).
             let flags = u32::from_le_bytes(reply[size_of::<IoctlOut>()..].try_into().unwrap());
-            let set = IoctlIn { fh: open.fh, cmd: 0x4008_6602, in_size: 4, ..IoctlIn::default() };
-            let body = message(&[set.as_slice(), &(flags | 0x40).to_le_bytes()]);
-            guest.request(opcode::IOCTL, entry.nodeid, &body).unwrap();
+            set_inode_flags(&mut guest, entry.nodeid, open.fh, flags | 0x40).unwrap();
             let reply = guest.request(opcode::IOCTL, entry.nodeid, get.as_slice()).unwrap();
             assert_eq!(reply[size_of::<IoctlOut>()..], (flags | 0x40).to_le_bytes());
+            let set = IoctlIn { fh: open.fh, cmd: FS_IOC_SETFLAGS, in_size: 4, ..IoctlIn::default() };
             let short = message(&[set.as_slice(), &[0; 2]]);
             assert_eq!(guest.request(opcode::IOCTL, entry.nodeid, &short), Err(libc::EIO), "lies about its size");
         }
@@ -324,6 +323,37 @@ fn an_unknown_ioctl_is_enotty_and_inode_flags_are_passed_on() {
     }
     let bad = IoctlIn { fh: 99, ..get };
     assert_eq!(guest.request(opcode::IOCTL, entry.nodeid, bad.as_slice()), Err(libc::EBADF));
+}
+
+#[test]
+fn a_file_that_is_append_only_is_opened_to_append_and_to_nothing_else() {
+    let mut guest = Guest::new();
+    let (entry, open) = guest.create(ROOT, "a", libc::O_RDWR, 0o644).unwrap();
+    guest.write(entry.nodeid, open.fh, 0, b"one").unwrap();
+    if set_inode_flags(&mut guest, entry.nodeid, open.fh, FS_APPEND_FL).is_err() {
+        eprintln!("not tested: the attribute takes a file system that has it, and CAP_LINUX_IMMUTABLE");
+        return;
+    }
+    assert_eq!(guest.open(entry.nodeid, libc::O_RDWR).unwrap_err(), libc::EPERM);
+    assert_eq!(guest.open(entry.nodeid, libc::O_WRONLY | libc::O_APPEND | libc::O_TRUNC).unwrap_err(), libc::EPERM);
+    for (mode, text) in [(libc::O_WRONLY, b"two"), (libc::O_RDWR | libc::O_NOATIME, b"six")] {
+        let fh = guest.open(entry.nodeid, mode | libc::O_APPEND).unwrap();
+        let write = WriteIn { fh, size: 3, flags: libc::O_APPEND as u32, ..WriteIn::default() };
+        let body = message(&[write.as_slice(), text]);
+        guest.request(Opcode::Write as u32, entry.nodeid, &body).unwrap();
+    }
+    // A file that cannot be unlinked is in the way of everything after this.
+    set_inode_flags(&mut guest, entry.nodeid, open.fh, 0).unwrap();
+    assert_eq!(guest.read(entry.nodeid, open.fh, 0, 20).unwrap(), b"onetwosix");
+}
+
+/// FS_IOC_SETFLAGS, see include/uapi/linux/fs.h.
+const FS_IOC_SETFLAGS: u32 = 0x4008_6602;
+const FS_APPEND_FL: u32 = 0x20;
+
+fn set_inode_flags(guest: &mut Guest, node: u64, fh: u64, flags: u32) -> Result<Vec<u8>, i32> {
+    let set = IoctlIn { fh, cmd: FS_IOC_SETFLAGS, in_size: 4, ..IoctlIn::default() };
+    guest.request(opcode::IOCTL, node, &message(&[set.as_slice(), &flags.to_le_bytes()]))
 }
 
 #[test]
