@@ -10,7 +10,7 @@ use wire::{MountReport, PROTOCOL_VERSION, ToHost};
 use crate::kernel_command_line::Options;
 use crate::serve::{ServeEnd, Server};
 use crate::timer_check::TimerCheck;
-use crate::{kernel_log, modules, mounts, network, power, process_tree, root, shares, suite_images, vsock};
+use crate::{kernel_log, modules, mounts, network, power, process_tree, root, scope, shares, suite_images, vsock};
 
 /// How long the host may take to listen, and the vsock device to appear.
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);
@@ -35,6 +35,7 @@ pub fn run(options: &Options) -> ! {
         start.step("root");
     }
     start.complaints.extend(mounts::mount_temporary_file_systems());
+    start.complaints.extend(scope::link_programs());
     raise_open_files_limit();
     if let Err(errno) = rustix::system::sethostname(b"vmm-guest") {
         start.complaints.push(format!("failed to set the host name: {errno}"));

@@ -23,6 +23,7 @@ pub mod power;
 pub mod process;
 pub mod process_tree;
 pub mod root;
+pub mod scope;
 pub mod serve;
 pub mod shares;
 pub mod suite;

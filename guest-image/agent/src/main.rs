@@ -4,6 +4,7 @@
 use std::os::fd::IntoRawFd;
 
 use agent::kernel_command_line::Options;
+use agent::scope::Program;
 use agent::{emulated_host, guest, mounts, power};
 
 /// Instead of Rust's own entry: its runtime aborts when standard input, output and error are closed and `/dev/null` is not
@@ -11,11 +12,15 @@ use agent::{emulated_host, guest, mounts, power};
 // SAFETY: the one symbol of this name in the program, with the signature that the C start-up code calls.
 #[unsafe(no_mangle)]
 extern "C" fn main(_argc: i32, _argv: *const *const u8) -> i32 {
-    power::off_on_panic();
     if std::process::id() != 1 {
+        let mut arguments = std::env::args_os();
+        if let Some(program) = arguments.next().and_then(|name| Program::of(&name)) {
+            return program.run(&arguments.collect::<Vec<_>>());
+        }
         eprintln!("this is the agent of a vmm guest: it runs as the first process of a virtual machine, not by hand");
         return 2;
     }
+    power::off_on_panic();
     if let Err(error) = mounts::mount_kernel_file_systems() {
         power::fatal(&error.to_string());
     }

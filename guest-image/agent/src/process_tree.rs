@@ -67,7 +67,8 @@ pub fn kill_below(leader: Pid) {
     let _ = kill_process(leader, Signal::CONT);
 }
 
-fn kill_descendants(leader: Pid) {
+/// Kills all that `leader` has started, but not itself.
+pub fn kill_descendants(leader: Pid) {
     kill_found(is_below(leader));
 }
 

@@ -90,7 +90,7 @@ impl FuseServer {
     fn fallocate(&self, header: &InHeader, mut body: Body<'_>) -> io::Result<Slow> {
         let FallocateIn { fh, offset, length, mode, .. } = body.object()?;
         let range = AllocateRange { file: (header.nodeid, fh), offset, length, mode };
-        Ok(Slow::sized(length, self.fs.allocate(header.uid, range)?))
+        Ok(Slow::sized(length, self.fs.allocate((header.uid, header.gid), range)?))
     }
 
     fn setlkw(&self, header: &InHeader, mut body: Body<'_>) -> io::Result<Slow> {
@@ -217,7 +217,7 @@ impl FuseServer {
             offset_out: args.offset_out,
             length: args.len.min(longest),
         };
-        let copy = self.fs.copy_range(header.uid, range)?;
+        let copy = self.fs.copy_range((header.uid, header.gid), range)?;
         let reply = move || {
             let copied = copy()?;
             if wide {

@@ -250,12 +250,20 @@ fn built_in(name: &str) -> Option<&'static BuiltIn> {
 fn key(name: &str) -> Key {
     let mut key = KeyBuilder::default().with("recipe", RECIPE).with("name", name);
     if let Some(suite) = built_in(name) {
-        key = key.with("manifest", suite.manifest);
+        if let Ok(manifest) = Manifest::parse("a built-in manifest", suite.manifest) {
+            key = with_build(key, &manifest);
+        }
         for (file, mode, content) in suite.files {
             key = key.with("file", file).with("mode", mode.to_string()).with("content", content);
         }
     }
     key.finish()
+}
+
+/// What a suite is made of, and nothing of how it is run: another version of this program, which runs it otherwise, has no use
+/// for building it again.
+fn with_build(key: KeyBuilder, manifest: &Manifest) -> KeyBuilder {
+    key.with("upstream", format!("{:?}", manifest.upstream)).with("build", format!("{:?}", manifest.build))
 }
 
 fn load(dir: &Path, manifest: Manifest) -> Result<AddedSuite> {
@@ -295,6 +303,20 @@ fn built_in_manifest(name: &str) -> Manifest {
 mod tests {
     use super::*;
     use crate::progress::Silent;
+
+    #[test]
+    fn a_suite_is_built_again_for_another_commit_or_step_but_not_for_another_way_to_run_it() {
+        let key = |change: fn(&mut Manifest)| {
+            let mut manifest = built_in_manifest("xfstests");
+            change(&mut manifest);
+            with_build(KeyBuilder::default(), &manifest).finish()
+        };
+        let built = key(|_| ());
+        assert_eq!(key(|m| m.run.argv.push("-d".into())), built);
+        assert_eq!(key(|m| m.image.packages.clear()), built);
+        assert_ne!(key(|m| m.upstream.as_mut().unwrap().commit = Some("another".into())), built);
+        assert_ne!(key(|m| m.build = Build::As { suite: "pjdfstest".into() }), built);
+    }
 
     fn cache() -> (tempfile::TempDir, Cache) {
         let dir = tempfile::tempdir().unwrap();

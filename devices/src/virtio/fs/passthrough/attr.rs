@@ -10,6 +10,7 @@ use fuse_backend_rs::api::filesystem::SetattrValid;
 use rustix::fs::{AtFlags, Mode, Statx, StatxFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 use rustix::process::{Gid, Uid};
 
+use super::credentials::SetIdBits;
 use super::host::{FdPath, statx_fd, to_stat64};
 use super::{PassthroughFs, errno};
 
@@ -44,10 +45,10 @@ impl PassthroughFs {
         Ok((self.guest_stat(stat), self.cache.timeout()))
     }
 
-    /// SETATTR. `caller` is the user id that asks.
+    /// SETATTR by a caller with user id `uid` and group id `gid`.
     pub(super) fn set_attributes(
         &self,
-        caller: u32,
+        (uid, gid): (u32, u32),
         node_id: u64,
         attr: &stat64,
         handle: Option<u64>,
@@ -58,18 +59,22 @@ impl PassthroughFs {
         let path = self.path(&node)?;
         if valid.contains(SetattrValid::MODE) {
             // A mode is set as the guest's kernel worked it out, set-group-ID bit included.
-            self.identity.keep_set_id_bits(true);
+            self.identity.choose_set_id_bits(SetIdBits::Keep);
             let mode = Mode::from_raw_mode(attr.st_mode & 0o7777);
             rustix::fs::chmodat(self.proc_fds.dir(), FdPath::new(&path).name(), mode, AtFlags::empty())?;
         }
         if valid.intersects(SetattrValid::UID | SetattrValid::GID) {
+            // The guest asks for the bits to be cleared whoever the caller is, as the host does it, but for set-group-ID of a file
+            // that its group may not execute: that is the caller's to keep.
+            self.identity.choose_set_id_bits(self.set_id_bits(uid != 0, gid));
             let uid = valid.contains(SetattrValid::UID).then(|| self.host_uid(attr.st_uid)).transpose()?;
             let gid = valid.contains(SetattrValid::GID).then(|| self.host_gid(attr.st_gid)).transpose()?;
             change_owner(&path, uid, gid)?;
         }
         if valid.contains(SetattrValid::SIZE) {
             let size = attr.st_size.cast_unsigned();
-            self.truncate(node_id, handle, size, valid.contains(SetattrValid::KILL_SUIDGID))?;
+            let bits = self.set_id_bits(valid.contains(SetattrValid::KILL_SUIDGID), gid);
+            self.truncate(node_id, handle, size, bits)?;
         }
         if valid.intersects(SetattrValid::ATIME | SetattrValid::MTIME) {
             let times = Timestamps {
@@ -91,7 +96,7 @@ impl PassthroughFs {
             rustix::fs::utimensat(&path, c"", &times, AtFlags::EMPTY_PATH)?;
         }
         if valid.is_empty() {
-            touch_as(caller, self.host_uid(caller)?, &path)?;
+            touch_as(uid, self.host_uid(uid)?, &path)?;
         }
         self.attributes(node_id)
     }

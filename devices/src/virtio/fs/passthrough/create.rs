@@ -11,7 +11,7 @@ use fuse_backend_rs::abi::fuse_abi::{CreateIn, FOPEN_IN_KILL_SUIDGID};
 use fuse_backend_rs::api::filesystem::{Entry, OpenOptions};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, XattrFlags};
 
-use super::credentials::{Creator, Label};
+use super::credentials::{Creator, Label, SetIdBits};
 use super::host::{FdPath, open_path_at};
 use super::names::check_name;
 use super::node::{Node, PathFd};
@@ -121,7 +121,7 @@ impl PassthroughFs {
                 self.created(File::from(fd), &parent)
             }
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) && args.flags & libc::O_EXCL as u32 == 0 => {
-                self.open_existing(&parent, name, args)
+                self.open_existing(creator, &parent, name, args)
             }
             Err(error) => Err(error),
         }
@@ -179,10 +179,11 @@ impl PassthroughFs {
         }
     }
 
-    fn open_existing(&self, parent: &Node, name: &CStr, args: CreateIn) -> io::Result<Created> {
+    fn open_existing(&self, creator: &Creator, parent: &Node, name: &CStr, args: CreateIn) -> io::Result<Created> {
         let mut entry = self.lookup_child(parent, name)?;
-        let kill = args.fuse_flags & FOPEN_IN_KILL_SUIDGID != 0;
-        let opened = self.open_file(entry.inode, args.flags, kill).inspect(|_| {
+        let clear = args.fuse_flags & FOPEN_IN_KILL_SUIDGID != 0;
+        let bits = if clear { SetIdBits::ClearFor(creator.caller.gid) } else { SetIdBits::Keep };
+        let opened = self.open_file(entry.inode, args.flags, bits).inspect(|_| {
             // O_TRUNC has changed them.
             if let Ok((attr, _)) = self.attributes(entry.inode) {
                 entry.attr = attr;

@@ -67,10 +67,22 @@ impl Drop for Umask {
     }
 }
 
+/// What changing a file does to its set-user-ID and set-group-ID bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SetIdBits {
+    /// They stay, as for a caller with CAP_FSETID.
+    Keep,
+    /// They go as for a caller without, who is in this group of the host and in no other: set-group-ID stays on a file of this
+    /// group that the group may not execute (`setattr_should_drop_suidgid`, Linux fs/attr.c).
+    ClearFor(u32),
+}
+
+// Kept across requests: a guest's writes come in long runs by one user, so most of them need no system call here.
 thread_local! {
-    /// Whether CAP_FSETID is missing from this thread's effective set because this module took it out. Kept across
-    /// requests: a guest's writes come in long runs by one user, so most of them need no system call here.
+    /// Whether CAP_FSETID is missing from this thread's effective set because this module took it out.
     static FSETID_DROPPED: Cell<bool> = const { Cell::new(false) };
+    /// The group of this thread's accesses to file systems (fsgid), where that is not the server's own.
+    static ACCESS_GROUP: Cell<Option<u32>> = const { Cell::new(None) };
     /// Whether this thread's working directory is its own and is [`PROC_FDS`].
     static WORKS_IN_PROC_FDS: Cell<bool> = const { Cell::new(false) };
 }
@@ -127,20 +139,6 @@ impl Identity {
         self.make_as(&creator.caller, make)
     }
 
-    /// Runs `set`, which sets an ACL, as a member of no group but `gid` and without the right to keep a set-group-ID bit:
-    /// the host then clears that bit, unless the file is of this group.
-    ///
-    /// # Errors
-    /// What `set` returned, or why the group could not be taken on.
-    pub(super) fn as_group<T>(&self, gid: u32, set: impl FnOnce() -> Result<T, Errno>) -> io::Result<T> {
-        let mut assumed = Assumed::new(*self);
-        if self.privileged {
-            assumed.take_on(&Caller { uid: self.uid.as_raw(), gid, groups: Vec::new() })?;
-        }
-        self.keep_set_id_bits(false);
-        Ok(set()?)
-    }
-
     /// Runs `make`, which makes a file, with `caller`'s ids. The thread has its own ids back when this returns.
     ///
     /// # Errors
@@ -150,7 +148,7 @@ impl Identity {
             return Ok(make()?);
         }
         // The bits of a mode are kept or cleared by the kernel as for the caller: root has CAP_FSETID.
-        self.keep_set_id_bits(true);
+        self.choose_set_id_bits(SetIdBits::Keep);
         let mut assumed = Assumed::new(*self);
         assumed.take_on(caller)?;
         match make() {
@@ -164,9 +162,22 @@ impl Identity {
         }
     }
 
-    /// Chooses whether writing, truncating or allocating space clears a file's set-user-ID and set-group-ID bits, as
-    /// it does for a caller without CAP_FSETID (`keep` false).
-    pub(super) fn keep_set_id_bits(&self, keep: bool) {
+    /// Chooses what this thread's changes of files do to their set-user-ID and set-group-ID bits until it is chosen again:
+    /// writing, truncating, allocating space, changing owner or ACL.
+    pub(super) fn choose_set_id_bits(&self, bits: SetIdBits) {
+        self.keep_fsetid(bits == SetIdBits::Keep);
+        let group = match bits {
+            SetIdBits::Keep => None,
+            SetIdBits::ClearFor(gid) => Some(gid).filter(|gid| *gid != self.gid.as_raw()),
+        };
+        if self.privileged && ACCESS_GROUP.get() != group {
+            // SAFETY: a plain number, for this thread alone (setfsgid(2)); one that is no group changes nothing.
+            unsafe { libc::setfsgid(group.unwrap_or(self.gid.as_raw())) };
+            ACCESS_GROUP.set(group);
+        }
+    }
+
+    fn keep_fsetid(&self, keep: bool) {
         if FSETID_DROPPED.get() != keep {
             return;
         }
@@ -319,16 +330,21 @@ mod tests {
     }
 
     #[test]
-    fn fsetid_is_dropped_and_comes_back() {
+    fn fsetid_and_the_group_are_changed_and_come_back() {
         std::thread::spawn(|| {
             let identity = Identity::current();
             let has = || capabilities(None).unwrap().effective.contains(CapabilitySet::FSETID);
             let before = has();
-            identity.keep_set_id_bits(false);
-            assert!(!has());
-            identity.keep_set_id_bits(false);
-            identity.keep_set_id_bits(true);
-            assert_eq!(has(), before);
+            // SAFETY: a plain number; -1 is no group and changes nothing, so this only reads.
+            let group = || unsafe { libc::setfsgid(u32::MAX) }.cast_unsigned();
+            let own = group();
+            for gid in [1234, 1234, own, 5678] {
+                identity.choose_set_id_bits(SetIdBits::ClearFor(gid));
+                assert!(!has());
+                assert_eq!(group(), if identity.privileged { gid } else { own });
+            }
+            identity.choose_set_id_bits(SetIdBits::Keep);
+            assert_eq!((has(), group()), (before, own));
         })
         .join()
         .unwrap();

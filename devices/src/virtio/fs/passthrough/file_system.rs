@@ -37,7 +37,7 @@ impl FileSystem for PassthroughFs {
         handle: Option<u64>,
         valid: SetattrValid,
     ) -> io::Result<(stat64, Duration)> {
-        self.set_attributes(ctx.uid, inode, &attr, handle, valid)
+        self.set_attributes((ctx.uid, ctx.gid), inode, &attr, handle, valid)
     }
 
     fn readlink(&self, _ctx: &Context, inode: u64) -> io::Result<Vec<u8>> {
@@ -70,12 +70,13 @@ impl FileSystem for PassthroughFs {
 
     fn open(
         &self,
-        _ctx: &Context,
+        ctx: &Context,
         inode: u64,
         flags: u32,
         fuse_flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
-        let (handle, options) = self.open_file(inode, flags, fuse_flags & FOPEN_IN_KILL_SUIDGID != 0)?;
+        let bits = self.set_id_bits(fuse_flags & FOPEN_IN_KILL_SUIDGID != 0, ctx.gid);
+        let (handle, options) = self.open_file(inode, flags, bits)?;
         Ok((Some(handle), options, None))
     }
 
@@ -95,7 +96,7 @@ impl FileSystem for PassthroughFs {
 
     fn write(
         &self,
-        _ctx: &Context,
+        ctx: &Context,
         inode: u64,
         handle: u64,
         r: &mut dyn ZeroCopyReader,
@@ -110,7 +111,8 @@ impl FileSystem for PassthroughFs {
         // caches writes is the only one to know where a file ends.
         let cached = delayed_write || self.has(init_flag::WRITEBACK_CACHE);
         let append = flags & libc::O_APPEND as u32 != 0 && !cached;
-        let how = WriteHow { append, kill_set_id: fuse_flags & WRITE_KILL_PRIV != 0 };
+        let set_id_bits = self.set_id_bits(fuse_flags & WRITE_KILL_PRIV != 0, ctx.gid);
+        let how = WriteHow { append, set_id_bits };
         self.write_data(inode, handle, r, size, offset, how)
     }
 

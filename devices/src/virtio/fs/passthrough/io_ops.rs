@@ -10,6 +10,7 @@ use rustix::fs::{FallocateFlags, FileType, OFlags};
 use rustix::io::Errno;
 use std::os::fd::AsRawFd;
 
+use super::credentials::SetIdBits;
 use super::{PassthroughFs, errno};
 use crate::virtio::fs::constants::init_flag;
 use crate::virtio::fs::slow_pool::Job;
@@ -38,8 +39,8 @@ impl PassthroughFs {
         flags
     }
 
-    /// Opens a regular file. With `kill_set_id`, O_TRUNC clears set-user-ID and set-group-ID bits.
-    pub(super) fn open_file(&self, node: u64, flags: u32, kill_set_id: bool) -> io::Result<Opened> {
+    /// Opens a regular file. `bits` is for O_TRUNC.
+    pub(super) fn open_file(&self, node: u64, flags: u32, bits: SetIdBits) -> io::Result<Opened> {
         let node = self.node(node)?;
         if node.is_dir() {
             return Err(errno(libc::EISDIR));
@@ -51,7 +52,7 @@ impl PassthroughFs {
             self.writable()?;
         }
         if flags.contains(OFlags::TRUNC) {
-            self.identity.keep_set_id_bits(!kill_set_id);
+            self.identity.choose_set_id_bits(bits);
         }
         // Where the host refuses, with less, or with what it insists on: each round asks for something else.
         let file = loop {
@@ -110,7 +111,7 @@ impl PassthroughFs {
     ) -> io::Result<usize> {
         self.writable()?;
         let open = self.handles.get(handle, node)?;
-        self.identity.keep_set_id_bits(!how.kill_set_id);
+        self.identity.choose_set_id_bits(how.set_id_bits);
         from.read_to(&mut GuestIo { file: &open.file, append: how.append }, size as usize, offset)
     }
 
@@ -158,13 +159,13 @@ impl PassthroughFs {
         }))
     }
 
-    /// FALLOCATE. `caller` is who asks: there is no flag for clearing set-user-ID bits.
-    pub(in crate::virtio::fs) fn allocate(&self, caller: u32, range: AllocateRange) -> io::Result<Job> {
+    /// FALLOCATE by a caller with user id `uid` and group id `gid`: there is no flag for clearing set-user-ID bits.
+    pub(in crate::virtio::fs) fn allocate(&self, (uid, gid): (u32, u32), range: AllocateRange) -> io::Result<Job> {
         self.writable()?;
         let open = self.handles.get(range.file.1, range.file.0)?;
-        let identity = self.identity;
+        let (identity, bits) = (self.identity, self.set_id_bits(uid != 0, gid));
         Ok(Box::new(move || {
-            identity.keep_set_id_bits(caller == 0);
+            identity.choose_set_id_bits(bits);
             let mode = FallocateFlags::from_bits_retain(range.mode);
             rustix::fs::fallocate(&open.file, mode, range.offset, range.length)?;
             Ok(Vec::new())
@@ -184,18 +185,19 @@ impl PassthroughFs {
         u64::try_from(found).map_err(|_| io::Error::last_os_error())
     }
 
-    /// COPY_FILE_RANGE; what is returned does it and returns how many bytes were copied.
+    /// COPY_FILE_RANGE by a caller with user id `uid` and group id `gid`; what is returned does it and returns how many bytes
+    /// were copied.
     pub(in crate::virtio::fs) fn copy_range(
         &self,
-        caller: u32,
+        (uid, gid): (u32, u32),
         range: CopyRange,
     ) -> io::Result<impl FnOnce() -> io::Result<u64> + Send + use<>> {
         self.writable()?;
         let from = self.handles.get(range.from.1, range.from.0)?;
         let to = self.handles.get(range.to.1, range.to.0)?;
-        let identity = self.identity;
+        let (identity, bits) = (self.identity, self.set_id_bits(uid != 0, gid));
         Ok(move || {
-            identity.keep_set_id_bits(caller == 0);
+            identity.choose_set_id_bits(bits);
             let (mut offset_in, mut offset_out) = (range.offset_in, range.offset_out);
             // Offsets beyond i64 are EINVAL or EOVERFLOW to the host.
             let length = usize::try_from(range.length).unwrap_or(usize::MAX);
@@ -206,10 +208,10 @@ impl PassthroughFs {
     }
 
     /// Truncates a node that may or may not be open.
-    pub(super) fn truncate(&self, node: u64, handle: Option<u64>, size: u64, kill_set_id: bool) -> io::Result<()> {
+    pub(super) fn truncate(&self, node: u64, handle: Option<u64>, size: u64, bits: SetIdBits) -> io::Result<()> {
         if let Some(handle) = handle {
             let open = self.handles.get(handle, node)?;
-            self.identity.keep_set_id_bits(!kill_set_id);
+            self.identity.choose_set_id_bits(bits);
             return Ok(rustix::fs::ftruncate(&open.file, size)?);
         }
         let node = self.node(node)?;
@@ -219,7 +221,7 @@ impl PassthroughFs {
             _ => return Err(errno(libc::EINVAL)),
         }
         let file = self.open_node(&node, OFlags::WRONLY)?;
-        self.identity.keep_set_id_bits(!kill_set_id);
+        self.identity.choose_set_id_bits(bits);
         Ok(rustix::fs::ftruncate(file, size)?)
     }
 }
@@ -229,12 +231,11 @@ fn is(error: &io::Error, errno: i32) -> bool {
 }
 
 /// How a WRITE is to be done.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct WriteHow {
     /// At the end of the file, wherever that is by now.
     pub(super) append: bool,
-    /// Clearing set-user-ID and set-group-ID bits.
-    pub(super) kill_set_id: bool,
+    pub(super) set_id_bits: SetIdBits,
 }
 
 /// What a FALLOCATE allocates or frees.

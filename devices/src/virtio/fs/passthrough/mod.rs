@@ -38,8 +38,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub(super) use create::Created;
-use credentials::Identity;
 pub(super) use credentials::{Caller, Creator, Label, prepare_thread};
+use credentials::{Identity, SetIdBits};
 pub(super) use descriptor_budget::{DescriptorBudget, Permit};
 use file_handle::FileHandle;
 use handle_table::HandleTable;
@@ -223,6 +223,17 @@ impl PassthroughFs {
     /// The same for a group id.
     fn host_gid(&self, gid: u32) -> io::Result<u32> {
         self.gids.to_host(gid).ok_or_else(|| errno(libc::EPERM))
+    }
+
+    /// What a change of a file by a caller of the guest's group `gid` does to its set-user-ID and set-group-ID bits, if it may
+    /// `clear` them. A group that the settings forbid is none that a file has.
+    pub(super) fn set_id_bits(&self, clear: bool, gid: u32) -> SetIdBits {
+        const NOBODY: u32 = 65534;
+        if clear {
+            SetIdBits::ClearFor(self.gids.to_host(gid).filter(|gid| *gid != u32::MAX).unwrap_or(NOBODY))
+        } else {
+            SetIdBits::Keep
+        }
     }
 
     /// On whose behalf a request runs, in the host's terms.

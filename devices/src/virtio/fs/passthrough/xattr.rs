@@ -11,6 +11,7 @@ use fuse_backend_rs::api::filesystem::{GetxattrReply, ListxattrReply};
 use rustix::buffer::spare_capacity;
 use rustix::fs::XattrFlags;
 
+use super::credentials::SetIdBits;
 use super::host::FdPath;
 use super::{PassthroughFs, errno};
 use crate::virtio::fs::constants::{XATTR_MAX, init_flag};
@@ -56,15 +57,16 @@ impl PassthroughFs {
         let fd = self.path(&node)?;
         let path = FdPath::new(&fd);
         let flags = XattrFlags::from_bits_retain(flags);
-        let set = || rustix::fs::setxattr(path.path(), &*host_name, &value, flags);
         match kill_set_gid {
-            Some(gid) if name.to_bytes() == ACL_NAMES[0] => self.identity.as_group(self.host_gid(gid)?, set),
+            Some(gid) if name.to_bytes() == ACL_NAMES[0] => {
+                self.identity.choose_set_id_bits(SetIdBits::ClearFor(self.host_gid(gid)?));
+            }
             _ => {
                 // Who may keep a set-group-ID bit was decided in the guest.
-                self.identity.keep_set_id_bits(true);
-                Ok(set()?)
+                self.identity.choose_set_id_bits(SetIdBits::Keep);
             }
         }
+        Ok(rustix::fs::setxattr(path.path(), &*host_name, &value, flags)?)
     }
 
     pub(super) fn get_xattr(&self, node: u64, name: &CStr, size: u32) -> io::Result<GetxattrReply> {

@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use fuse_backend_rs::abi::fuse_abi::{
     CopyFileRangeIn, CreateIn, EntryOut, FallocateIn, IoctlIn, IoctlOut, LinkIn, LseekIn, Opcode, OpenIn, OpenOut,
-    ReadIn, WRITE_CACHE, WRITE_KILL_PRIV, WriteIn, WriteOut,
+    ReadIn, SetattrIn, WRITE_CACHE, WRITE_KILL_PRIV, WriteIn, WriteOut,
 };
 use vm_memory::ByteValued;
 
@@ -93,6 +93,56 @@ fn truncating_on_open_clears_set_id_bits_only_when_the_guest_asks() {
         assert_eq!(fs::read(guest.path("a")).unwrap(), b"");
     }
 }
+
+#[test]
+fn a_set_group_id_bit_that_nobody_executes_by_is_the_groups_to_keep() {
+    if !is_root() {
+        return;
+    }
+    let mut guest = Guest::new();
+    (guest.uid, guest.gid) = (1000, 1000);
+    let (entry, open) = guest.create(ROOT, "a", libc::O_RDWR, 0o644).unwrap();
+    let changes: [(&str, &dyn Fn(&mut Guest)); 5] = [
+        ("write", &|guest| {
+            let write = WriteIn { fh: open.fh, size: 1, fuse_flags: WRITE_KILL_PRIV, ..WriteIn::default() };
+            guest.write_with(entry.nodeid, write, b"x").unwrap();
+        }),
+        ("truncate on open", &|guest| {
+            let request = OpenIn { flags: (libc::O_RDWR | libc::O_TRUNC) as u32, fuse_flags: 1 };
+            guest.request(Opcode::Open as u32, entry.nodeid, request.as_slice()).unwrap();
+        }),
+        ("truncate", &|guest| {
+            let request = SetattrIn { valid: FATTR_SIZE | FATTR_KILL_SUIDGID, size: 9, ..SetattrIn::default() };
+            guest.request(Opcode::Setattr as u32, entry.nodeid, request.as_slice()).unwrap();
+        }),
+        ("allocate", &|guest| {
+            fallocate(guest, entry.nodeid, FallocateIn { fh: open.fh, length: 99, ..FallocateIn::default() }).unwrap();
+        }),
+        ("change owner", &|guest| {
+            let request = SetattrIn { valid: FATTR_UID | FATTR_KILL_SUIDGID, uid: 1000, ..SetattrIn::default() };
+            guest.request(Opcode::Setattr as u32, entry.nodeid, request.as_slice()).unwrap();
+        }),
+    ];
+    for (what, change) in changes {
+        for gid in [1000, 1001, 0, 1000] {
+            set_mode(&guest, "a", 0o6744);
+            guest.gid = gid;
+            change(&mut guest);
+            assert_eq!(guest.mode("a"), if gid == 1000 { 0o2744 } else { 0o744 }, "{what} by somebody of group {gid}");
+        }
+    }
+    // Whoever made requests before, what is new is its maker's.
+    guest.gid = 1001;
+    guest.create(ROOT, "b", libc::O_RDWR, 0o644).unwrap();
+    (guest.uid, guest.gid) = (0, 0);
+    guest.create(ROOT, "c", libc::O_RDWR, 0o644).unwrap();
+    assert_eq!((guest.owner("b"), guest.owner("c")), ((1000, 1001), (0, 0)));
+}
+
+/// `valid` bits of SETATTR, see include/uapi/linux/fuse.h.
+const FATTR_UID: u32 = 1 << 1;
+const FATTR_SIZE: u32 = 1 << 3;
+const FATTR_KILL_SUIDGID: u32 = 1 << 11;
 
 fn fallocate(guest: &mut Guest, node: u64, request: FallocateIn) -> Answer {
     guest.request(Opcode::Fallocate as u32, node, request.as_slice())
