@@ -96,7 +96,11 @@ impl PassthroughFs {
             rustix::fs::utimensat(&path, c"", &times, AtFlags::EMPTY_PATH)?;
         }
         if valid.is_empty() {
+            self.identity.choose_set_id_bits(self.set_id_bits(uid != 0, gid));
             touch_as(uid, self.host_uid(uid)?, &path)?;
+            // Also what the guest sends before a user who is not the owner writes or allocates space, which clears bits that it
+            // would go on showing: it does not ask for the mode again because of that (`file_modified` in fs/fuse/file.c).
+            return Ok((self.attributes(node_id)?.0, Duration::ZERO));
         }
         self.attributes(node_id)
     }

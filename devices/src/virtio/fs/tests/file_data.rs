@@ -102,7 +102,7 @@ fn a_set_group_id_bit_that_nobody_executes_by_is_the_groups_to_keep() {
     let mut guest = Guest::new();
     (guest.uid, guest.gid) = (1000, 1000);
     let (entry, open) = guest.create(ROOT, "a", libc::O_RDWR, 0o644).unwrap();
-    let changes: [(&str, &dyn Fn(&mut Guest)); 5] = [
+    let changes: [(&str, &dyn Fn(&mut Guest)); 6] = [
         ("write", &|guest| {
             let write = WriteIn { fh: open.fh, size: 1, fuse_flags: WRITE_KILL_PRIV, ..WriteIn::default() };
             guest.write_with(entry.nodeid, write, b"x").unwrap();
@@ -117,6 +117,11 @@ fn a_set_group_id_bit_that_nobody_executes_by_is_the_groups_to_keep() {
         }),
         ("allocate", &|guest| {
             fallocate(guest, entry.nodeid, FallocateIn { fh: open.fh, length: 99, ..FallocateIn::default() }).unwrap();
+        }),
+        ("punch a hole", &|guest| {
+            let mode = (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE) as u32;
+            let request = FallocateIn { fh: open.fh, length: 99, mode, ..FallocateIn::default() };
+            fallocate(guest, entry.nodeid, request).unwrap();
         }),
         ("change owner", &|guest| {
             let request = SetattrIn { valid: FATTR_UID | FATTR_KILL_SUIDGID, uid: 1000, ..SetattrIn::default() };
