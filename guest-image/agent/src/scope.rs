@@ -123,6 +123,9 @@ fn run_in_scope(command: &[OsString]) -> io::Result<i32> {
         while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
         thread::sleep(Duration::from_millis(1));
     }
+    if process_tree::has_children() {
+        eprintln!("systemd-run: processes are left that have not ended {PATIENCE:?} after they were killed");
+    }
     Ok(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default()))
 }
 
