@@ -94,6 +94,8 @@ fn truncating_on_open_clears_set_id_bits_only_when_the_guest_asks() {
     }
 }
 
+type Change<'c> = &'c dyn Fn(&mut Guest);
+
 #[test]
 fn a_set_group_id_bit_that_nobody_executes_by_is_the_groups_to_keep() {
     if !is_root() {
@@ -102,7 +104,7 @@ fn a_set_group_id_bit_that_nobody_executes_by_is_the_groups_to_keep() {
     let mut guest = Guest::new();
     (guest.uid, guest.gid) = (1000, 1000);
     let (entry, open) = guest.create(ROOT, "a", libc::O_RDWR, 0o644).unwrap();
-    let changes: [(&str, &dyn Fn(&mut Guest)); 6] = [
+    let changes: [(&str, Change<'_>); 6] = [
         ("write", &|guest| {
             let write = WriteIn { fh: open.fh, size: 1, fuse_flags: WRITE_KILL_PRIV, ..WriteIn::default() };
             guest.write_with(entry.nodeid, write, b"x").unwrap();
