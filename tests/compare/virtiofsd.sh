@@ -9,6 +9,7 @@
 set -euo pipefail
 [ $# -gt 0 ] || { sed -n 's/^# \{0,1\}//; 2,8p' "$0"; exit 2; }
 results=$(realpath "$1")
+output=$(realpath -m "${OUTPUT:-$results/virtiofsd}")
 shift
 cd "$(dirname "$0")/../.."
 for file in manifest.json results.json; do
@@ -23,8 +24,8 @@ bzimage=$(named kernel)
 for file in "$suite_image" "$image" "$bzimage"; do
   [ -f "$file" ] || { echo "virtiofsd.sh: $file, which the run used, is gone from the cache: run it again" >&2; exit 2; }
 done
-output=${OUTPUT:-$results/virtiofsd}
 mkdir -p "$output"
+rm -f "$output"/*.log # An earlier comparison's.
 jq '[.suites[] | select(.name == "xfstests") | .tests[]]' "$results/results.json" >"$output/here.json"
 tests=()
 [ $# -gt 0 ] || mapfile -t tests < <(jq -r '.[].test' "$output/here.json")

@@ -59,7 +59,8 @@ impl PassthroughFs {
         let flags = XattrFlags::from_bits_retain(flags);
         match kill_set_gid {
             Some(gid) if name.to_bytes() == ACL_NAMES[0] => {
-                self.identity.choose_set_id_bits(SetIdBits::ClearFor(self.host_gid(gid)?));
+                self.host_gid(gid)?;
+                self.identity.choose_set_id_bits(self.set_id_bits(true, gid));
             }
             _ => {
                 // Who may keep a set-group-ID bit was decided in the guest.
