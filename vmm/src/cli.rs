@@ -7,6 +7,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::command;
 use crate::host::HostChoice;
+use crate::machine::Polling;
 use crate::report::OutputFormat;
 use crate::schedule::{GuestPer, Shard};
 
@@ -178,6 +179,11 @@ pub struct MachineArgs {
     /// How shares are served.
     #[command(flatten)]
     pub serve: ServeArgs,
+    /// How long at most a share's worker looks for the guest's next request, and KVM for what wakes a halted vCPU, before
+    /// they sleep: off, a time such as 50us, or auto, which is 2ms in an emulated host with two CPUs for each guest and off
+    /// elsewhere
+    #[arg(long, value_name = "TIME", default_value = "auto")]
+    pub poll: Polling,
     /// At the end print what each share served and how long it took, and why vCPUs left the guest; `run` also writes it
     /// to stats.json and results.json
     #[arg(long)]

@@ -13,7 +13,7 @@ use guest_image::kernel::KernelSpec;
 
 use crate::cli::{CacheChoice, DaxMode, InodeHandlesChoice, MachineArgs, ServeArgs};
 use crate::host::HostChoice;
-use crate::machine::{ShareConfig, ShareSettings};
+use crate::machine::{Polling, ShareConfig, ShareSettings};
 
 /// Smallest guest memory that Debian's kernels boot in with some room, MiB.
 pub const MIN_MEMORY_MIB: u64 = 128;
@@ -55,6 +55,8 @@ pub struct MachineOptions {
     pub cache: CacheChoice,
     /// How else every share is served.
     pub share_settings: ShareSettings,
+    /// How long to look for work before sleeping.
+    pub polling: Polling,
     /// Which files the guest accesses through the DAX window; `None` without one.
     pub dax_mode: Option<DaxMode>,
     /// Whether the machine's statistics are wanted.
@@ -106,6 +108,7 @@ impl MachineOptions {
             shares,
             cache: args.cache,
             share_settings,
+            polling: args.poll,
             dax_mode: args.serve.dax.as_ref().map(|_| args.serve.dax_mode.unwrap_or_default()),
             stats: args.stats,
             trace: args.trace.as_deref().map(check_trace).transpose()?,

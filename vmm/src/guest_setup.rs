@@ -73,6 +73,7 @@ impl GuestFiles {
             shares: shares.to_vec(),
             cache: options.cache.into(),
             share_settings: options.share_settings.clone(),
+            polling: options.polling,
             vsock_socket: options.vsock_socket.clone(),
             console_log: console_log.to_path_buf(),
         }

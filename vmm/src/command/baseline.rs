@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 use guest_image::suite::Manifest;
 
+use super::print;
 use crate::cli::{CacheChoice, RunArgs};
 use crate::config::UsageError;
 use crate::exit_code::ExitCode;
@@ -193,14 +194,6 @@ fn write(output: Option<&Path>, file: &BaselineFile) -> anyhow::Result<()> {
         Ok(())
     };
     whole().with_context(|| format!("failed to write {}", output.display()))
-}
-
-fn print(text: &str) -> anyhow::Result<()> {
-    match std::io::stdout().lock().write_all(text.as_bytes()) {
-        // Whoever reads has seen enough.
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        written => written.context("failed to write to standard output"),
-    }
 }
 
 /// A file of that name, or the baseline that is built in for the suite.

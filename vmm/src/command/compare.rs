@@ -1,13 +1,12 @@
 //! `vmm compare`: what changed between two results folders.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::Args;
 use wire::TestStatus;
 
+use super::print;
 use crate::config::UsageError;
 use crate::exit_code::ExitCode;
 use crate::report::{SavedRun, SavedRunError, printable};
@@ -52,11 +51,7 @@ pub fn compare(args: &CompareArgs) -> anyhow::Result<ExitCode> {
         true => serde_json::to_string_pretty(&comparison)? + "\n",
         false => text(&old, &new, &comparison),
     };
-    match std::io::stdout().lock().write_all(shown.as_bytes()) {
-        // Whoever reads has seen enough.
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
-        written => written.context("failed to print the comparison")?,
-    }
+    print(&shown)?;
     Ok(comparison.exit_code())
 }
 

@@ -1,13 +1,13 @@
 //! `vmm doctor`: can runs be made here, and what is to be mended?
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::Context;
 use clap::Args;
 use console::Style;
 
+use super::print;
 use crate::exit_code::ExitCode;
 use crate::host::doctor::{Check, HostFacts, Report, Status, Where, examine};
 
@@ -36,7 +36,7 @@ pub fn doctor(args: &DoctorArgs, cache_dir: &Path, scratch_dir: &Path) -> anyhow
     } else {
         table(&report)
     };
-    std::io::stdout().write_all(text.as_bytes()).context("failed to write to standard output")?;
+    print(&text)?;
     Ok(if report.ready || args.missing_packages { ExitCode::Success } else { ExitCode::CannotTest })
 }
 

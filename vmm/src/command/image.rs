@@ -1,12 +1,12 @@
 //! `vmm image`: the root image, and what else the cache holds.
 
-use std::io::Write as _;
 use std::time::SystemTime;
 
 use clap::{Args, Subcommand};
 use guest_image::kernel::{self, DebianKernel, KernelSpec};
 use guest_image::{Cache, EntryInfo, root_image};
 
+use super::print;
 use super::progress::{TerminalProgress, or_exit_code, size};
 use crate::exit_code::ExitCode;
 
@@ -64,22 +64,27 @@ fn build(cache: &Cache, update: bool, progress: &TerminalProgress) -> anyhow::Re
         Ok(built) => built,
         Err(code) => return Ok(code),
     };
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "image    {}\n         sha256 {}", image.image.display(), image.sha256)?;
-    writeln!(out, "packages {}", image.lock.display())?;
-    writeln!(out, "kernel   {} ({})", kernel.vmlinux.display(), kernel.release)?;
+    print(&format!(
+        "image    {}\n         sha256 {}\npackages {}\nkernel   {} ({})\n",
+        image.image.display(),
+        image.sha256,
+        image.lock.display(),
+        kernel.vmlinux.display(),
+        kernel.release
+    ))?;
     Ok(ExitCode::Success)
 }
 
 fn list(cache: &Cache) -> anyhow::Result<ExitCode> {
-    let mut out = std::io::stdout().lock();
+    let mut text = String::new();
     let mut total = 0;
     for entry in cache.list()? {
         let bytes = entry.disk_usage();
         total += bytes;
-        writeln!(out, "{:16} {}  {:>10}  {}", entry.kind, entry.key, size(bytes), age(entry.made))?;
+        text += &format!("{:16} {}  {:>10}  {}\n", entry.kind, entry.key, size(bytes), age(entry.made));
     }
-    writeln!(out, "{} in {}", size(total), cache.root().display())?;
+    text += &format!("{} in {}\n", size(total), cache.root().display());
+    print(&text)?;
     Ok(ExitCode::Success)
 }
 

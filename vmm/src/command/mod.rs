@@ -20,6 +20,7 @@ pub mod suite;
 pub mod trace;
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode as ProcessExit;
 use std::time::Duration;
@@ -189,6 +190,18 @@ fn last_requests(flight: &Flight) -> Vec<u8> {
 fn deadlines(options: &MachineOptions, speed_factor: f64) -> Deadlines {
     let defaults = Deadlines::default().scaled(speed_factor);
     Deadlines { boot: options.boot_timeout.unwrap_or(defaults.boot), total: options.timeout, ..defaults }
+}
+
+/// Writes a command's result to standard output. Where that is a pipe whose reader has seen enough, such as `head`, the
+/// rest is nobody's business.
+///
+/// # Errors
+/// Standard output could not be written.
+fn print(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("failed to write to standard output"),
+    }
 }
 
 /// An error and its causes in one line.

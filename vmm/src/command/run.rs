@@ -64,6 +64,7 @@ impl RunRequest {
         }
         check_shares(&suites, &options)?;
         let policy = policy(args, &options)?;
+        let options = MachineOptions { polling: options.polling.beside(policy.jobs), ..options };
         let baseline = super::baseline::of_run(args, &suites, options.cache)?;
         Ok(Self {
             options,

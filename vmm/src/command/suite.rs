@@ -1,13 +1,12 @@
 //! `vmm suite`: which suites there are, and bringing them in.
 
-use std::io::Write as _;
 use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::{Args, Subcommand};
 use guest_image::suite::{self, AddedSuite, Build, Image, Manifest};
 use guest_image::{Cache, root_image};
 
+use super::print;
 use super::progress::{TerminalProgress, or_exit_code};
 use crate::exit_code::ExitCode;
 
@@ -74,7 +73,7 @@ pub fn suite(args: &SuiteArgs, cache: &Cache, progress: &TerminalProgress) -> an
         },
         SuiteAction::Show { .. } | SuiteAction::List => {
             let text = show(&manifest, suite::find(cache, name)?.as_ref());
-            std::io::stdout().write_all(text.as_bytes()).context("failed to write to standard output")?;
+            print(&text)?;
         }
     }
     Ok(ExitCode::Success)
@@ -102,11 +101,12 @@ fn added(
 }
 
 fn list(cache: &Cache) -> anyhow::Result<ExitCode> {
-    let mut out = std::io::stdout().lock();
+    let mut text = String::new();
     for manifest in suite::manifests(cache)? {
         let state = state(&manifest, suite::find(cache, &manifest.name)?.is_some());
-        writeln!(out, "{:16} {state:12} {}", manifest.name, manifest.description)?;
+        text += &format!("{:16} {state:12} {}\n", manifest.name, manifest.description);
     }
+    print(&text)?;
     Ok(ExitCode::Success)
 }
 

@@ -1,12 +1,11 @@
 //! `vmm trace`: what shares served, as `--trace` and failing tests leave it.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
 use clap::{Args, Subcommand};
 
+use super::print;
 use crate::config::UsageError;
 use crate::exit_code::ExitCode;
 use crate::trace::{Diff, DiffOptions, Divergence, Naming, SavedTrace, SavedTraceError, ShareDiff, describe};
@@ -84,11 +83,7 @@ pub fn trace(args: &TraceArgs) -> anyhow::Result<ExitCode> {
             (caveats(file, &trace) + &lines(&trace), ExitCode::Success)
         }
     };
-    match std::io::stdout().lock().write_all(text.as_bytes()) {
-        // Whoever reads has seen enough.
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
-        written => written.context("failed to print the trace")?,
-    }
+    print(&text)?;
     Ok(code)
 }
 

@@ -31,7 +31,7 @@ use super::statistics::StatisticsReader;
 use super::stopper::{self, Stopper};
 use super::vcpu::{Buses, VcpuThread};
 use super::vcpu_stats::VcpuStats;
-use super::{BuildError, MachineConfig, RunningVm, ShareConfig, acpi, command_line};
+use super::{BuildError, MachineConfig, RunningVm, ShareConfig, acpi, command_line, polling};
 
 /// APIC ids of interrupt messages have 8 bits, and 255 is everybody.
 const MAX_CPUS: u32 = 254;
@@ -56,6 +56,7 @@ pub fn start(config: &MachineConfig) -> Result<RunningVm, BuildError> {
 
     // The VM, its RAM and its interrupt controllers.
     let vm = Arc::new(kvm.create_vm().map_err(BuildError::kvm("create a VM"))?);
+    polling::set_halt_polling(&kvm, &vm, config.polling.longest()).map_err(BuildError::kvm("set halt polling"))?;
     vm.set_identity_map_address(KVM_IDENTITY_MAP).map_err(BuildError::kvm("place KVM's identity map"))?;
     vm.set_tss_address(KVM_TSS).map_err(BuildError::kvm("place KVM's TSS"))?;
     let ram = guest_memory::create(config.memory_mib)?;
@@ -198,6 +199,7 @@ fn open_share(share: &ShareConfig, config: &MachineConfig) -> Result<FsDevice, B
     let queues = usize::try_from(config.cpus).unwrap_or(MAX_QUEUES).min(MAX_QUEUES - 1);
     fs.request_queues = u16::try_from(queues).unwrap_or(1);
     fs.cache = config.cache;
+    fs.poll = config.polling.longest();
     config.share_settings.apply(&mut fs);
     FsDevice::new(fs).map_err(|e| failed(&e))
 }

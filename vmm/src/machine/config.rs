@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use devices::virtio::fs::{CachePolicy, FaultRule, FsConfig, IdMap, InodeHandles, XattrMap};
 
 use super::flight::TRACE_RECORDS;
+use super::polling::Polling;
 
 /// A directory served as a virtio-fs device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,6 +96,8 @@ pub struct MachineConfig {
     pub cache: CachePolicy,
     /// How else every share is served.
     pub share_settings: ShareSettings,
+    /// How long to look for work before sleeping.
+    pub polling: Polling,
     /// When given, Firecracker's convention on this Unix socket path: a guest's connection to host port P goes to the
     /// socket `PATH_P`; a host program that connects to `PATH` and writes `CONNECT P\n` reaches port P of the guest.
     pub vsock_socket: Option<PathBuf>,

@@ -46,6 +46,7 @@ impl Fixture {
             shares: Vec::new(),
             cache: CachePolicy::Auto,
             share_settings: ShareSettings::default(),
+            polling: Polling::default(),
             vsock_socket: None,
             console_log: self.dir.path().join("console.log"),
         }

@@ -90,6 +90,9 @@ pub struct FsConfig {
     pub uid_map: IdMap,
     /// Which groups.
     pub gid_map: IdMap,
+    /// How long at most a queue's worker looks for the next request before it sleeps, when the one before came as soon;
+    /// zero: not at all.
+    pub poll: Duration,
     /// Bytes of the window through which the guest maps files (DAX), a multiple of 2 MiB; 0: none.
     pub dax_window: u64,
     /// How many requests of each queue are kept to be looked at later, 192 bytes each.
@@ -119,6 +122,7 @@ impl FsConfig {
             xattr_map: XattrMap::default(),
             uid_map: IdMap::default(),
             gid_map: IdMap::default(),
+            poll: Duration::ZERO,
             dax_window: 0,
             flight_records: FLIGHT_RECORDS,
             faults: Vec::new(),

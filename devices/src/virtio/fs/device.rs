@@ -12,6 +12,7 @@ use super::constants::{
 use super::dispatch::FuseServer;
 use super::fault::Faults;
 use super::passthrough::{DescriptorBudget, PassthroughFs};
+use super::polling::Polling;
 use super::queue_worker::{QueueWorker, WorkersRecord};
 use super::{FlightReader, FsConfig, FsStatsReader, Tag};
 use crate::virtio::{ActivateError, Activation, DeviceType, SharedMemory, VirtioDevice};
@@ -202,9 +203,9 @@ impl VirtioDevice for FsDevice {
             let (memory, interrupt, server) = (memory.clone(), interrupt.clone(), self.server.clone());
             let buffers = buffers.clone();
             let (signal, record) = (interrupt.clone(), self.record.clone());
-            let faults = self.faults.clone();
+            let (faults, polling) = (self.faults.clone(), Polling::new(self.config.poll));
             let worker = WorkerThread::spawn(&self.name, &thread, interrupt, move |stop| {
-                QueueWorker::new(active, (memory, buffers), signal, (server, faults), record, stop)?.run()
+                QueueWorker::new(active, (memory, buffers), signal, (server, faults), record, (stop, polling))?.run()
             });
             match worker {
                 Ok(worker) => self.workers.push(worker),

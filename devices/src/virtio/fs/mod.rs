@@ -25,6 +25,7 @@ mod operation;
 mod passthrough;
 #[cfg(feature = "planted-bugs")]
 mod planted_bugs;
+mod polling;
 mod queue_worker;
 mod requests;
 mod slow_pool;

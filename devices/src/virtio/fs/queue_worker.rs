@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use event_manager::{EventOps, Events};
@@ -16,6 +17,7 @@ use super::dispatch::{FuseServer, Outcome};
 use super::fault::{Fault, Faults};
 use super::flight::{Ending, FlightReader, QueueFlight, replies_with_entry};
 use super::passthrough::prepare_thread;
+use super::polling::Polling;
 use super::stats::{FsStatsReader, Served};
 use crate::GuestMem;
 use crate::event_loop::{self, EventHandler, take_kick};
@@ -40,6 +42,7 @@ pub(super) struct QueueWorker {
     faults: Option<Arc<Faults>>,
     record: WorkersRecord,
     stop: StopEvent,
+    polling: Polling,
     /// Requests that are answered later, by the number of their ticket. At most as many as the queue has entries: a driver
     /// that makes more available breaks the protocol, and waits.
     unanswered: HashMap<u64, Unanswered>,
@@ -78,7 +81,7 @@ impl QueueWorker {
         interrupt: Arc<dyn VirtioInterrupt>,
         (server, faults): (Arc<FuseServer>, Option<Arc<Faults>>),
         record: WorkersRecord,
-        stop: StopEvent,
+        (stop, polling): (StopEvent, Polling),
     ) -> Result<Self, WorkerError> {
         let ActiveQueue { index, queue, notify } = active;
         if let Some(flight) = record.flight.queue(index) {
@@ -95,6 +98,7 @@ impl QueueWorker {
             faults,
             record,
             stop,
+            polling,
             unanswered: HashMap::new(),
             next_ticket: 0,
             answers: Answers::new().map_err(WorkerError::EventFd)?,
@@ -131,10 +135,25 @@ impl QueueWorker {
             }
             self.give_answers(memory)?;
             self.signal(memory)?;
+            if self.poll(memory)? {
+                continue;
+            }
             if !self.queue.enable_notification(memory).map_err(|source| self.broken(source))? {
                 return Ok(());
             }
         }
+    }
+
+    /// Looks for the next chain while that pays; true if there is one. While answers are due nothing is looked for, as they
+    /// come by an event.
+    fn poll(&mut self, memory: &GuestMemoryMmap) -> Result<bool, WorkerError> {
+        let (index, next) = (self.index, self.queue.next_avail());
+        let queue = &self.queue;
+        let ready = || match queue.avail_idx(memory, Ordering::Acquire) {
+            Ok(available) => Ok(available.0 != next),
+            Err(source) => Err(WorkerError::Queue { queue: index, source }),
+        };
+        if self.unanswered.is_empty() { self.polling.wait(ready, || self.stop.is_requested()) } else { Ok(false) }
     }
 
     fn pop<'m>(&mut self, memory: &'m GuestMemoryMmap) -> Result<Option<Chain<'m>>, WorkerError> {
@@ -292,6 +311,7 @@ impl EventHandler for QueueWorker {
     }
 
     fn handle(&mut self, event: Events, _ops: &mut EventOps) -> Result<(), WorkerError> {
+        self.polling.woken();
         take_kick(if event.data() == ANSWERS { self.answers.event() } else { &self.notify })?;
         self.drain()
     }
