@@ -21,6 +21,7 @@ mod names;
 mod ownership;
 #[cfg(feature = "planted-bugs")]
 mod planted;
+mod polling;
 mod random;
 mod settings;
 mod slow;
