@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use fuse_backend_rs::abi::fuse_abi::{stat64, statvfs64};
 use fuse_backend_rs::api::filesystem::SetattrValid;
-use rustix::fs::{AtFlags, Mode, Statx, StatxFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
+use rustix::fs::{AtFlags, FileType, Mode, Statx, StatxFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 use rustix::process::{Gid, Uid};
 
 use super::credentials::SetIdBits;
@@ -27,7 +27,7 @@ impl PassthroughFs {
     pub(super) fn attributes_and_flags(&self, node: u64) -> io::Result<(stat64, u32, Duration)> {
         let node = self.node(node)?;
         let stat = self.guest_stat(statx_fd(&self.path(&node)?)?);
-        Ok((to_stat64(&stat), self.dax_flag(&stat), self.cache.timeout()))
+        Ok((to_stat64(&stat), self.dax_flag(&stat), self.attributes_valid(&stat)))
     }
 
     /// STATX with these flags of the guest's (AT_STATX_*) and mask; also says how long the answer is valid.
@@ -42,7 +42,17 @@ impl PassthroughFs {
         let flags = AtFlags::EMPTY_PATH | (AtFlags::from_bits_retain(flags) & sync);
         let mask = (StatxFlags::BASIC_STATS | StatxFlags::BTIME) & StatxFlags::from_bits_retain(mask);
         let stat = rustix::fs::statx(self.path(&node)?, c"", flags, mask)?;
-        Ok((self.guest_stat(stat), self.cache.timeout()))
+        Ok((self.guest_stat(stat), self.attributes_valid(&stat)))
+    }
+
+    /// How long the guest may believe attributes. Not at all where a file has set-user-ID or set-group-ID bits: who writes it
+    /// or gives it space clears them on the host, and Linux asks for size and times after that, but not for the mode
+    /// (fs/fuse/file.c: `file_modified`, FUSE_STATX_MODSIZE).
+    pub(super) fn attributes_valid(&self, stat: &Statx) -> Duration {
+        let mode = u32::from(stat.stx_mode);
+        let bits = Mode::SUID | Mode::SGID;
+        let may_change = FileType::from_raw_mode(mode).is_file() && Mode::from_raw_mode(mode).intersects(bits);
+        if may_change { Duration::ZERO } else { self.cache.timeout() }
     }
 
     /// SETATTR by a caller with user id `uid` and group id `gid`.
@@ -98,9 +108,6 @@ impl PassthroughFs {
         if valid.is_empty() {
             self.identity.choose_set_id_bits(self.set_id_bits(uid != 0, gid));
             touch_as(uid, self.host_uid(uid)?, &path)?;
-            // Also what the guest sends before a user who is not the owner writes or allocates space, which clears bits that it
-            // would go on showing: it does not ask for the mode again because of that (`file_modified` in fs/fuse/file.c).
-            return Ok((self.attributes(node_id)?.0, Duration::ZERO));
         }
         self.attributes(node_id)
     }

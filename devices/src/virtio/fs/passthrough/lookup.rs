@@ -127,7 +127,6 @@ impl PassthroughFs {
 
     /// The reply that tells the guest of `node`, found in the directory `parent`.
     pub(super) fn entry(&self, node: &Node, stat: &Statx, parent: &NodeKey) -> Entry {
-        let timeout = self.cache.timeout();
         let stat = self.guest_stat(*stat);
         let submount = node.is_dir() && self.announces_submounts() && !node.key.same_mount(parent);
         Entry {
@@ -135,8 +134,8 @@ impl PassthroughFs {
             generation: node.generation.into(),
             attr: to_stat64(&stat),
             attr_flags: if submount { ATTR_SUBMOUNT } else { self.dax_flag(&stat) },
-            attr_timeout: timeout,
-            entry_timeout: timeout,
+            attr_timeout: self.attributes_valid(&stat),
+            entry_timeout: self.cache.timeout(),
         }
     }
 }

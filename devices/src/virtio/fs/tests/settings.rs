@@ -1,6 +1,7 @@
 //! What a share's configuration changes.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use fuse_backend_rs::abi::fuse_abi::{
     GetxattrIn, LinkIn, MkdirIn, Opcode, OpenIn, OpenOut, RenameIn, SetattrIn, WriteIn,
@@ -99,6 +100,24 @@ fn cache_policies_say_how_long_to_believe_what() {
         assert_eq!(object::<OpenOut>(&reply).open_flags, file);
         let reply = guest.request(Opcode::Opendir as u32, ROOT, body.as_slice()).unwrap();
         assert_eq!(object::<OpenOut>(&reply).open_flags, dir);
+    }
+}
+
+#[test]
+fn set_id_bits_of_a_file_are_never_believed_as_whoever_changes_it_clears_them() {
+    let mut guest = Guest::with(|config| config.cache = CachePolicy::Always);
+    for (mode, file, timeout) in [(0o755, true, 86400), (0o4755, true, 0), (0o2755, true, 0), (0o2755, false, 86400)] {
+        let path = guest.path("a");
+        if file {
+            fs::write(&path, "data").unwrap()
+        } else {
+            fs::create_dir(&path).unwrap()
+        }
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        let entry = guest.lookup(ROOT, "a").unwrap();
+        assert_eq!((entry.entry_valid, entry.attr_valid), (86400, timeout), "{mode:o}");
+        assert_eq!(guest.getattr(entry.nodeid).unwrap().attr_valid, timeout, "{mode:o}");
+        if file { fs::remove_file(&path).unwrap() } else { fs::remove_dir(&path).unwrap() }
     }
 }
 
