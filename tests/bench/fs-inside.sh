@@ -7,6 +7,7 @@ runs=$1 ops=$2 cpus=$3 json=$4 bench=$5 vmm=$6 cache=$7 bzimage=$8 image=$9 virt
 cp "$bench" "$base/bin/"
 bench=$base/bin/fs-bench
 [ -d /sys/kernel/debug/kvm ] || mount -t debugfs debugfs /sys/kernel/debug
+[ -z "${HALT_POLL_NS:-}" ] || echo "$HALT_POLL_NS" >/sys/module/kvm/parameters/halt_poll_ns
 jsonl=${json%.json}.jsonl # what was measured so far, if the rest fails
 : >"$jsonl"
 "$bench" populate "$base/myfs1"

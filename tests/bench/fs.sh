@@ -7,6 +7,8 @@
 #   OPS=200         repetitions of each small operation in a run
 #   CPUS="1 2"      numbers of vCPUs
 #   CANDIDATES="vmm q35"   what is compared; "other" is the vmm that OTHER_VMM=PATH names, to compare two builds
+#   HALT_POLL_NS=   how long KVM waits for the halted vCPUs of whoever says nothing else, QEMU's for one; default: as the
+#                   host has it
 #   VMM_FLAGS=      more flags of `vmm exec`, such as --stats
 #   BENCH_JSON=     where the JSON goes; default: results/bench-TIME.json
 #   KERNEL=source   build Debian's linux-source-6.12 and compare with microvm, too; takes long the first time. By default
