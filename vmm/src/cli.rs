@@ -180,7 +180,7 @@ pub struct MachineArgs {
     #[command(flatten)]
     pub serve: ServeArgs,
     /// How long at most a share's worker looks for the guest's next request, and KVM for what wakes a halted vCPU, before
-    /// they sleep: off, a time such as 50us, or auto, which is 2ms in an emulated host with two CPUs for each guest and off
+    /// they sleep: off, a time such as 50us, or auto, which is 1ms in an emulated host with two CPUs for each guest and off
     /// elsewhere
     #[arg(long, value_name = "TIME", default_value = "auto")]
     pub poll: Polling,
