@@ -73,7 +73,8 @@ with_virtiofsd() { # with_virtiofsd CPUS COMMAND QEMU-ARGUMENTS...
     -chardev "socket,id=c1,path=$base/socket1" -device vhost-user-fs-pci,chardev=c1,tag=myfs1,queue-size=1024 \
     -chardev "socket,id=c2,path=$base/socket2" -device vhost-user-fs-pci,chardev=c2,tag=myfs2,queue-size=1024 \
     -drive "file=$image,if=none,id=root,format=raw,readonly=on" -device virtio-blk-pci,drive=root \
-    -append "console=ttyS0 quiet panic=-1 root=/dev/vda rootfstype=erofs ro $guest" "${initrd[@]}" "$@" >"$base/qemu.log" 2>&1
+    -append "console=ttyS0 quiet panic=-1 root=/dev/vda rootfstype=erofs ro $guest" "${initrd[@]}" "$@" >"$base/qemu.log" 2>&1 ||
+    echo "QEMU ended with $?" >>"$base/qemu.log"
   wait "${pids[@]}" || true
   grep -q bench-mounted "$base/console.log" || { echo "the QEMU guest did not mount its shares:" >&2; tail -n 20 "$base/qemu.log" "$base/console.log" "$base"/virtiofsd?.log >&2; exit 125; }
 }
