@@ -55,6 +55,11 @@ fn a_worker_that_has_given_up_looking_is_kicked_awake() {
 fn without_polling_a_request_waits_for_its_kick() {
     let mut guest = Guest::new();
     guest.assert_alive();
+    let deadline = Instant::now() + PATIENCE;
+    while guest.driver.queue(1).avail_event() != guest.driver.queue(1).device_used_idx() {
+        assert!(Instant::now() < deadline, "it never asked for kicks");
+        std::thread::sleep(Duration::from_millis(1));
+    }
     // It asks for kicks before it looks for the last time.
     std::thread::sleep(Duration::from_millis(100));
     getattr_without_kick(&mut guest);
