@@ -27,7 +27,9 @@ fn requests_that_follow_each_other_need_no_kick() {
         let chain = getattr_without_kick(&mut guest);
         let used = guest.driver.queue(1).wait_used(PATIENCE).unwrap_or_else(|| panic!("round {round}: not served"));
         assert_eq!(used.head, chain.head);
-        assert!(!guest.driver.queue(1).kick_if_wanted(), "round {round}: it looks, and wants no kick");
+        // Both requests before may have been there before it looked for the first time: then it asked for this one's kick.
+        let kicked = guest.driver.queue(1).kick_if_wanted();
+        assert!(!kicked || round == 0, "round {round}: it looks, and wants no kick");
         guest.driver.queue(1).free_buffers(&chain);
     }
 }
