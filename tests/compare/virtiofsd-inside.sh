@@ -21,11 +21,12 @@ watch_guest() {
   until [ "$started" = "$(wc -l <"$job/started")" ]; do
     started=$(wc -l <"$job/started")
     sleep "$test_timeout"
-    sleep "${GRACE:-2m}" # What check and the boot take besides.
+    sleep 2m # What check and the boot take besides.
   done
   echo "virtiofsd.sh: the guest hangs in $(tail -n 1 "$job/started"); it is ended" >&2
   pkill -x qemu-system-x86
 }
+
 while ! cmp -s "$job/tests" "$job/started"; do
   before=$(wc -l <"$job/started")
   rm -rf "$base"/myfs[12]

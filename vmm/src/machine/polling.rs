@@ -15,6 +15,7 @@ const MAX: Duration = Duration::from_millis(100);
 /// In an emulated host, where a request and its answer take half a millisecond: half of it gains less where the host is slow
 /// to answer (unlink), twice as long costs the whole machine more than it gains when that has other work.
 const EMULATED: Duration = Duration::from_millis(1);
+
 /// How long to look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Polling {
