@@ -78,7 +78,8 @@ pub trait SharedMemory: Send + Sync {
     fn host_address(&self) -> *mut u8;
     /// Bytes, a multiple of the page size.
     fn size(&self) -> u64;
-    /// Gives the guest back what was missing and has come back; whether there was anything.
+    /// Gives the guest back what was missing and has come back; whether there was anything since the calling thread asked
+    /// last, whoever gave it back.
     fn restore_grown(&self) -> bool;
     /// Puts zeros wherever the guest was given memory that is no longer there; returns how many bytes. For a guest that
     /// cannot be told that it is gone.

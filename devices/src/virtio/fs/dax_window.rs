@@ -3,17 +3,21 @@
 //! Addresses without a file are reserved (PROT_NONE) and cost no memory; an access of the guest's fails like one behind
 //! the end of a file that was cut short. Nobody here loads from or stores to the window.
 //!
-//! A file that shrinks under a mapping leaves addresses that look mapped and fail when touched. KVM takes such a failure of
-//! a mapping that allows the access for one that will pass (asynchronous page faults: `hva_to_pfn` in Linux
-//! virt/kvm/kvm_main.c) and tries again for ever. [`watch`] therefore looks for files that have shrunk and turns their
-//! missing pages into reserved ones, of which KVM tells the VMM.
+//! A mapping that goes on behind the end of its file, because that shrank or was shorter from the start, has addresses that
+//! look mapped and fail when touched. KVM takes such a failure of a mapping that allows the access for one that will pass
+//! (asynchronous page faults: `hva_to_pfn` in Linux virt/kvm/kvm_main.c) and tries again for ever. [`watch`] therefore
+//! turns pages that files do not have into reserved ones, of which KVM tells the VMM.
+//!
+//! They come back when the file has grown: before a request of the guest's that made it grow is answered, or, when somebody
+//! on the host did, as soon as the guest touches them, [`watch`] at the latest.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -29,20 +33,30 @@ const PAGE: u64 = 1 << MAP_ALIGNMENT_LOG2;
 const WATCH_INTERVAL: Duration = Duration::from_millis(200);
 /// Bytes; virtual until touched.
 const WATCH_STACK: usize = 128 << 10;
+/// How many mappings were restored in all windows.
+static RESTORED: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    /// [`RESTORED`] when this thread, a vCPU's, asked last.
+    static RESTORED_BEFORE: Cell<u64> = const { Cell::new(0) };
+}
+
 /// `shmid` of the cache window (VIRTIO_FS_SHMCAP_ID_CACHE, virtio 1.2 § 5.11.5).
 const CACHE_ID: u8 = 0;
 
 /// A file that stays open as long as any part of it is mapped.
 #[derive(Debug)]
 pub(super) struct MappedFile {
+    node: u64,
     file: File,
     /// Its descriptor counts.
     _permit: Permit,
 }
 
 impl MappedFile {
-    pub(super) fn new(file: File, permit: Permit) -> Self {
-        MappedFile { file, _permit: permit }
+    /// An open file of `node`.
+    pub(super) fn new(node: u64, file: File, permit: Permit) -> Self {
+        MappedFile { node, file, _permit: permit }
     }
 }
 
@@ -53,13 +67,11 @@ struct Mapping {
     file: Arc<MappedFile>,
     file_offset: u64,
     writable: bool,
-    /// The most bytes that the file was seen to have of it.
-    seen: u64,
     /// From so many bytes on something else is there instead of the file, which ended there.
     ended: Option<Ended>,
 }
 
-/// What is behind the end of a file that was cut short.
+/// What is behind the end of a file.
 #[derive(Clone, Copy, Debug)]
 struct Ended {
     at: u64,
@@ -86,8 +98,9 @@ pub(super) struct DaxWindow {
     base: usize,
     size: u64,
     mappings: Mutex<Mappings>,
-    /// Some mapping has ended: spares a look at all of them with every request.
-    any_ended: AtomicBool,
+    /// Some mapping may have zeros in it, which the guest can use without anybody noticing that its file has grown. Spares a
+    /// look at all of them with every request.
+    any_zeros: AtomicBool,
 }
 
 impl DaxWindow {
@@ -102,8 +115,8 @@ impl DaxWindow {
         // SAFETY: a new mapping wherever there is room, which nothing refers to yet.
         let start = unsafe { mmap_anonymous(ptr::null_mut(), whole, ProtFlags::empty(), flags) }?.addr();
         let base = start.next_multiple_of(DAX_RANGE as usize);
-        let (mappings, any_ended) = (Mutex::default(), AtomicBool::new(false));
-        Ok(DaxWindow { reserved: (start, whole), base, size, mappings, any_ended })
+        let (mappings, any_zeros) = (Mutex::default(), AtomicBool::new(false));
+        Ok(DaxWindow { reserved: (start, whole), base, size, mappings, any_zeros })
     }
 
     /// Checks a range: not empty, whole pages, inside the window.
@@ -134,10 +147,8 @@ impl DaxWindow {
         if !in_file || !file_offset.is_multiple_of(PAGE) {
             return Err(errno(libc::EINVAL));
         }
-        let mapping = Mapping { len, file: Arc::new(file), file_offset, writable, seen: 0, ended: None };
+        let mapping = Mapping { len, file: Arc::new(file), file_offset, writable, ended: None };
         try_out(&mapping)?;
-        let seen = mapping.present()?;
-        let mapping = Mapping { seen, ..mapping };
         let mut mappings = self.lock();
         let end = offset + len;
         let replaced = mappings.range(offset..end).filter(|(start, old)| *start + old.len <= end).count();
@@ -173,41 +184,55 @@ impl DaxWindow {
             return;
         }
         mappings.clear();
-        self.any_ended.store(false, Ordering::Relaxed);
+        self.any_zeros.store(false, Ordering::Relaxed);
         if let Err(error) = self.fill(0, self.size, ProtFlags::empty()) {
             tracing::error!("failed to empty a DAX window: {error}");
         }
     }
 
-    /// Brings files back that have grown again since they were found too short; returns how many mappings.
-    pub(super) fn restore_grown(&self) -> usize {
-        if !self.any_ended.load(Ordering::Relaxed) {
-            return 0;
-        }
+    /// Brings files back that have grown since they were found too short.
+    fn restore_grown(&self) {
         let mut mappings = self.lock();
-        let (mut left, mut restored) = (false, 0);
-        for (offset, mapping) in mappings.iter_mut() {
-            let Some(ended) = mapping.ended else { continue };
-            match mapping.present() {
-                Ok(present) if present > ended.at && self.place(*offset, mapping).is_ok() => {
-                    (mapping.ended, mapping.seen) = (None, present);
-                    restored += 1;
-                }
-                _ => left = true,
-            }
-        }
-        self.any_ended.store(left, Ordering::Relaxed);
-        restored
+        self.restore(&mut mappings, |_| true);
+        let any = mappings.values().any(|mapping| mapping.ended.is_some_and(|ended| ended.zeros));
+        self.any_zeros.store(any, Ordering::Relaxed);
     }
 
-    /// Takes the pages back that files no longer have.
+    /// The same if the guest might use zeros instead.
+    pub(super) fn restore_zeros(&self) {
+        if self.any_zeros.load(Ordering::Relaxed) {
+            self.restore_grown();
+        }
+    }
+
+    /// The same for one file, which the guest has just made longer.
+    pub(super) fn restore_file(&self, node: u64) {
+        self.restore(&mut self.lock(), |mapping| mapping.file.node == node);
+    }
+
+    fn restore(&self, mappings: &mut Mappings, of_interest: impl Fn(&Mapping) -> bool) {
+        for (offset, mapping) in mappings.iter_mut().filter(|(_, mapping)| of_interest(mapping)) {
+            let Some(Ended { at, .. }) = mapping.ended else { continue };
+            if !mapping.present().is_ok_and(|present| present > at) {
+                continue;
+            }
+            // Only what was taken back: the guest goes on using the rest.
+            match self.place(offset + at, &part(mapping, at, mapping.len - at)) {
+                Ok(()) => {
+                    mapping.ended = None;
+                    RESTORED.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(_) => mapping.ended = Some(Ended { at, zeros: false }),
+            }
+        }
+    }
+
+    /// Takes the pages back that files do not have.
     fn withdraw_missing(&self) -> io::Result<()> {
         for (offset, mapping) in self.lock().iter_mut() {
             let present = mapping.present()?;
-            if present < mapping.ended.map_or(mapping.seen, |ended| ended.at) {
+            if present < mapping.ended.map_or(mapping.len, |ended| ended.at) {
                 self.end(*offset, mapping, Ended { at: present, zeros: false })?;
-            } else if mapping.ended.is_none() {
-                mapping.seen = present;
             }
         }
         Ok(())
@@ -218,7 +243,7 @@ impl DaxWindow {
         let protection = if ended.zeros { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::empty() };
         self.fill(offset.wrapping_add(ended.at), mapping.len - ended.at, protection)?;
         mapping.ended = Some(ended);
-        self.any_ended.store(true, Ordering::Relaxed);
+        self.any_zeros.fetch_or(ended.zeros, Ordering::Relaxed);
         Ok(())
     }
 
@@ -269,8 +294,12 @@ impl SharedMemory for DaxWindow {
         self.size
     }
 
+    /// True also when this thread has not heard of something that was restored: another vCPU, which touched the same pages,
+    /// or the watch may have been faster.
     fn restore_grown(&self) -> bool {
-        DaxWindow::restore_grown(self) > 0
+        DaxWindow::restore_grown(self);
+        let restored = RESTORED.load(Ordering::Relaxed);
+        RESTORED_BEFORE.replace(restored) != restored
     }
 
     fn cover_missing(&self) -> io::Result<u64> {
@@ -301,7 +330,7 @@ fn protection(mapping: &Mapping) -> ProtFlags {
     if mapping.writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ }
 }
 
-/// Looks for files that shrink, on a thread called `name` that ends some time after the window.
+/// Looks for files that shrink and grow, on a thread called `name` that ends some time after the window.
 ///
 /// # Errors
 /// The thread could not be started.
@@ -311,10 +340,11 @@ pub(super) fn watch(window: &Arc<DaxWindow>, name: &str) -> io::Result<()> {
         loop {
             std::thread::sleep(WATCH_INTERVAL);
             let Some(window) = window.upgrade() else { return };
-            window.restore_grown();
+            // In this order: a file that grows all the time has room to grow into until the next look.
             if let Err(error) = window.withdraw_missing() {
                 tracing::debug!("a mapped file cannot be looked at: {error}");
             }
+            window.restore_grown();
         }
     };
     std::thread::Builder::new().name(name.to_owned()).stack_size(WATCH_STACK).spawn(body)?;
@@ -352,6 +382,5 @@ fn carve(mappings: &mut Mappings, offset: u64, len: u64) {
 fn part(mapping: &Mapping, skip: u64, len: u64) -> Mapping {
     let within = |ended: Ended| Ended { at: ended.at.saturating_sub(skip), ..ended };
     let ended = mapping.ended.map(within).filter(|ended| ended.at < len);
-    let seen = mapping.seen.saturating_sub(skip).min(len);
-    Mapping { len, file_offset: mapping.file_offset + skip, seen, ended, ..mapping.clone() }
+    Mapping { len, file_offset: mapping.file_offset + skip, ended, ..mapping.clone() }
 }

@@ -122,8 +122,8 @@ impl FuseServer {
             },
             None => self.finish(request, Err(errno(libc::ENOSYS))),
         };
-        // A file may have grown to where there was nothing any more.
-        self.fs.restore_grown();
+        // Somebody on the host may have made a file longer.
+        self.fs.restore_zeros();
         // A lock may have been given back.
         let unlocks = matches!(code, opcode::FLUSH | opcode::RELEASE | opcode::RELEASEDIR | opcode::SETLK);
         if unlocks && self.fs.has(init_flag::POSIX_LOCKS) {

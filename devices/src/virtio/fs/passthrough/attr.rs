@@ -11,6 +11,7 @@ use rustix::fs::{AtFlags, FileType, Mode, Statx, StatxFlags, Timespec, Timestamp
 use rustix::process::{Gid, Uid};
 
 use super::credentials::SetIdBits;
+use super::dax::grown;
 use super::host::{FdPath, statx_fd, to_stat64};
 use super::{PassthroughFs, errno};
 
@@ -85,6 +86,7 @@ impl PassthroughFs {
             let size = attr.st_size.cast_unsigned();
             let bits = self.set_id_bits(valid.contains(SetattrValid::KILL_SUIDGID), gid);
             self.truncate(node_id, handle, size, bits)?;
+            grown(self.dax.as_deref(), node_id);
         }
         if valid.intersects(SetattrValid::ATIME | SetattrValid::MTIME) {
             let times = Timestamps {

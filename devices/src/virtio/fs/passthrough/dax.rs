@@ -83,7 +83,7 @@ impl PassthroughFs {
             check_access(&open.file, writable)?;
             open.file.try_clone()?
         };
-        let file = MappedFile::new(file, self.nodes.permit()?);
+        let file = MappedFile::new(node, file, self.nodes.permit()?);
         window.map(request.moffset, request.len, file, request.foffset, writable)
     }
 
@@ -99,10 +99,10 @@ impl PassthroughFs {
         ranges.iter().try_for_each(|(offset, len)| window.unmap(*offset, *len))
     }
 
-    /// Brings files back that were found too short and have grown since.
-    pub(in crate::virtio::fs) fn restore_grown(&self) {
+    /// Takes zeros out of the window where files have grown since they were found too short.
+    pub(in crate::virtio::fs) fn restore_zeros(&self) {
         if let Some(window) = &self.dax {
-            window.restore_grown();
+            window.restore_zeros();
         }
     }
 
@@ -116,6 +116,13 @@ impl PassthroughFs {
     pub(in crate::virtio::fs) fn flagged_attributes(&self, node: u64) -> io::Result<(Attr, Duration)> {
         let (stat, flags, valid) = self.attributes_and_flags(node)?;
         Ok((Attr::with_flags(stat, flags), valid))
+    }
+}
+
+/// Brings back what was missing of a file in the window. For requests that may have made it longer, before they are answered.
+pub(super) fn grown(window: Option<&DaxWindow>, node: u64) {
+    if let Some(window) = window {
+        window.restore_file(node);
     }
 }
 

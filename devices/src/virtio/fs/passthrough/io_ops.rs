@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use std::os::fd::AsRawFd;
 
 use super::credentials::SetIdBits;
+use super::dax::grown;
 use super::{PassthroughFs, errno};
 use crate::virtio::fs::constants::init_flag;
 use crate::virtio::fs::slow_pool::Job;
@@ -112,7 +113,9 @@ impl PassthroughFs {
         self.writable()?;
         let open = self.handles.get(handle, node)?;
         self.identity.choose_set_id_bits(how.set_id_bits);
-        from.read_to(&mut GuestIo { file: &open.file, append: how.append }, size as usize, offset)
+        let written = from.read_to(&mut GuestIo { file: &open.file, append: how.append }, size as usize, offset);
+        grown(self.dax.as_deref(), node);
+        written
     }
 
     /// FLUSH, one per close in the guest: errors of writes that the host put off (as NFS does) show up on closing a
@@ -164,11 +167,13 @@ impl PassthroughFs {
         self.writable()?;
         let open = self.handles.get(range.file.1, range.file.0)?;
         let (identity, bits) = (self.identity, self.set_id_bits(uid != 0, gid));
+        let window = self.dax.clone();
         Ok(Box::new(move || {
             identity.choose_set_id_bits(bits);
             let mode = FallocateFlags::from_bits_retain(range.mode);
-            rustix::fs::fallocate(&open.file, mode, range.offset, range.length)?;
-            Ok(Vec::new())
+            let allocated = rustix::fs::fallocate(&open.file, mode, range.offset, range.length);
+            grown(window.as_deref(), range.file.0);
+            Ok(allocated.map(|()| Vec::new())?)
         }))
     }
 
@@ -196,6 +201,7 @@ impl PassthroughFs {
         let from = self.handles.get(range.from.1, range.from.0)?;
         let to = self.handles.get(range.to.1, range.to.0)?;
         let (identity, bits) = (self.identity, self.set_id_bits(uid != 0, gid));
+        let window = self.dax.clone();
         Ok(move || {
             identity.choose_set_id_bits(bits);
             let (mut offset_in, mut offset_out) = (range.offset_in, range.offset_out);
@@ -203,6 +209,7 @@ impl PassthroughFs {
             let length = usize::try_from(range.length).unwrap_or(usize::MAX);
             let copied =
                 rustix::fs::copy_file_range(&from.file, Some(&mut offset_in), &to.file, Some(&mut offset_out), length)?;
+            grown(window.as_deref(), range.to.0);
             Ok(copied as u64)
         })
     }

@@ -1,14 +1,17 @@
 //! The DAX window: what a guest maps into it, and what it must not.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
-use fuse_backend_rs::abi::fuse_abi::{FUSE_ATTR_DAX, Opcode, ReadIn, WriteIn, WriteOut};
+use fuse_backend_rs::abi::fuse_abi::{
+    CopyFileRangeIn, FUSE_ATTR_DAX, FallocateIn, Opcode, ReadIn, SetattrIn, WriteIn, WriteOut,
+};
 use fuse_backend_rs::abi::virtio_fs::{RemovemappingIn, RemovemappingOne, SetupmappingIn};
 use vm_memory::{ByteValued, GuestAddress};
 
 use super::harness::{ALL_FLAGS, Answer, Guest, ROOT, check, message, object};
 use crate::virtio::VirtioDevice;
-use crate::virtio::fs::constants::{DAX_RANGE, MAX_DAX_MAPPINGS, init_flag, opcode};
+use crate::virtio::fs::constants::{DAX_RANGE, LARGE_RANGE, MAX_DAX_MAPPINGS, init_flag, opcode};
 use crate::virtio::fs::dax_window::DaxWindow;
 use crate::virtio::fs::passthrough::DescriptorBudget;
 use crate::virtio::fs::{FsConfig, FsDevice, FsError, Tag};
@@ -262,13 +265,8 @@ fn a_file_that_is_cut_short_is_missed_covered_with_zeros_and_comes_back() {
     assert_eq!(fs::read(guest.path("f")).unwrap()[PAGE as usize], b'N');
 }
 
-#[test]
-fn pages_that_a_file_has_lost_are_soon_reserved_ones_until_it_grows_again() {
-    let mut guest = guest();
-    let node = two_pages(&mut guest, "f");
-    map(&mut guest, node, 0, 2 * PAGE, READ | WRITE, 0).unwrap();
-    let host = fs::OpenOptions::new().write(true).open(guest.path("f")).unwrap();
-    host.set_len(PAGE).unwrap();
+/// Waits until the first pages of the window have these protections.
+fn await_protections(guest: &Guest, wanted: [&str; 2]) {
     let address = guest.device.shared_memory().unwrap().host_address().addr();
     let protection = |page: u64| {
         let at = address + (page * PAGE) as usize;
@@ -280,16 +278,95 @@ fn pages_that_a_file_has_lost_are_soon_reserved_ones_until_it_grows_again() {
         });
         line.unwrap().split(' ').nth(1).unwrap().to_owned()
     };
-    let becomes = |wanted: [&str; 2]| {
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
-        while [protection(0), protection(1)] != wanted {
-            assert!(std::time::Instant::now() < deadline, "{wanted:?}");
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
-    };
-    becomes(["rw-s", "---p"]);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while [protection(0), protection(1)] != wanted {
+        assert!(Instant::now() < deadline, "{wanted:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A file of one page, two of which are mapped at the start of the window, and the second was found missing.
+fn one_page_of_two(guest: &mut Guest) -> (u64, fs::File) {
+    fs::write(guest.path("f"), [b'a'; PAGE as usize]).unwrap();
+    let node = guest.node("f");
+    map(guest, node, 0, 2 * PAGE, READ | WRITE, 0).unwrap();
+    await_protections(guest, ["rw-s", "---p"]);
+    (node, fs::OpenOptions::new().write(true).open(guest.path("f")).unwrap())
+}
+
+#[test]
+fn pages_that_a_file_has_lost_are_soon_reserved_ones_until_it_grows_again() {
+    let mut guest = guest();
+    let node = two_pages(&mut guest, "f");
+    map(&mut guest, node, 0, 2 * PAGE, READ | WRITE, 0).unwrap();
+    let host = fs::OpenOptions::new().write(true).open(guest.path("f")).unwrap();
+    host.set_len(PAGE).unwrap();
+    await_protections(&guest, ["rw-s", "---p"]);
     host.set_len(2 * PAGE).unwrap();
-    becomes(["rw-s", "rw-s"]);
+    await_protections(&guest, ["rw-s", "rw-s"]);
+}
+
+#[test]
+fn pages_that_a_file_never_had_are_soon_reserved_ones_too() {
+    let mut guest = guest();
+    let (node, host) = one_page_of_two(&mut guest);
+    // None of it is there: the guest does not know yet how short the file is.
+    host.set_len(0).unwrap();
+    map(&mut guest, node, 0, 2 * PAGE, READ | WRITE, 0).unwrap();
+    await_protections(&guest, ["---p", "---p"]);
+    // Longer and shorter again before anybody looks.
+    let fh = guest.open(node, libc::O_RDWR).unwrap();
+    guest.write(node, fh, PAGE, b"x").unwrap();
+    host.set_len(PAGE).unwrap();
+    await_protections(&guest, ["rw-s", "---p"]);
+}
+
+#[test]
+fn what_the_guest_adds_to_a_file_is_in_the_window_with_the_answer() {
+    let mut guest = guest();
+    fs::write(guest.path("other"), [b'o'; 2 * PAGE as usize]).unwrap();
+    let other = guest.node("other");
+    let from = guest.open(other, libc::O_RDONLY).unwrap();
+    let (node, host) = one_page_of_two(&mut guest);
+    let fh = guest.open(node, libc::O_RDWR).unwrap();
+    let allocate = |length| FallocateIn { fh, offset: 0, length, mode: 0, padding: 0 }.as_slice().to_vec();
+    let copy =
+        CopyFileRangeIn { fh_in: from, fh_out: fh, nodeid_out: node, len: 2 * PAGE, ..CopyFileRangeIn::default() };
+    let write = message(&[WriteIn { fh, offset: PAGE, size: 1, ..WriteIn::default() }.as_slice(), b"w"]);
+    let longer = SetattrIn { valid: 1 << 3, size: 2 * PAGE, ..SetattrIn::default() };
+    for (code, about, body) in [
+        (Opcode::Write as u32, node, write),
+        (Opcode::Setattr as u32, node, longer.as_slice().to_vec()),
+        (opcode::FALLOCATE, node, allocate(2 * PAGE)),
+        (opcode::FALLOCATE, node, allocate(LARGE_RANGE)),
+        (opcode::COPY_FILE_RANGE, other, copy.as_slice().to_vec()),
+    ] {
+        guest.request(code, about, &body).unwrap();
+        assert!(poke(&guest, PAGE, b"x"), "opcode {code}");
+        host.set_len(PAGE).unwrap();
+        await_protections(&guest, ["rw-s", "---p"]);
+    }
+}
+
+#[test]
+fn vcpus_that_touch_what_the_host_has_added_all_hear_that_it_is_there() {
+    let mut guest = guest();
+    let (_, host) = one_page_of_two(&mut guest);
+    let window = guest.device.shared_memory().unwrap();
+    host.set_len(2 * PAGE).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                assert!(window.restore_grown());
+                // Once: what else is missing is missing. Other tests' windows may have something that comes back.
+                let deadline = Instant::now() + Duration::from_secs(20);
+                while window.restore_grown() {
+                    assert!(Instant::now() < deadline);
+                }
+            });
+        }
+    });
+    assert!(poke(&guest, PAGE, b"x"));
 }
 
 #[test]
@@ -448,9 +525,9 @@ fn a_reply_header_in_the_window_stops_the_device_not_the_process() {
     let segments = [readable(header.as_slice()), readable(read.as_slice()), in_window(0, 24, DESC_F_WRITE)];
     guest.driver.queue(1).add(&segments);
     guest.driver.queue(1).kick();
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(20);
     while guest.driver.interrupt().failures().is_empty() {
-        assert!(std::time::Instant::now() < deadline, "the device goes on");
+        assert!(Instant::now() < deadline, "the device goes on");
         std::thread::yield_now();
     }
     assert_eq!(&fs::read(guest.path("f")).unwrap()[..2], b"aa");
