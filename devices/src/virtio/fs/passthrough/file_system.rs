@@ -130,7 +130,9 @@ impl FileSystem for PassthroughFs {
         _flock_release: bool,
         _lock_owner: Option<u64>,
     ) -> io::Result<()> {
-        self.close(inode, handle)
+        self.close(inode, handle)?;
+        self.unlock_handle(inode, handle);
+        Ok(())
     }
 
     fn statfs(&self, _ctx: &Context, inode: u64) -> io::Result<statvfs64> {

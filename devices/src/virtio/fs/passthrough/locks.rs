@@ -2,8 +2,9 @@
 //!
 //! A POSIX lock (`fcntl`) belongs to a process of the guest, the owner, and goes when that closes any descriptor of the
 //! file. The server is one process to the host, so each owner gets an open file description of its own for each file it
-//! locks, and an OFD lock on that (fcntl(2)). A BSD lock (`flock`) belongs to the guest's open file description, which
-//! has one of its own on the host already: the handle.
+//! locks, and an OFD lock on that (fcntl(2)). An OFD lock of the guest comes as a POSIX lock whose owner is the open file
+//! description: it goes with the last descriptor of that, of which the guest tells by releasing the handle. A BSD lock
+//! (`flock`) belongs to the guest's open file description, which has one of its own on the host already: the handle.
 //!
 //! GETLK names no holder: the host has no process id for an OFD lock, and those of its processes mean nothing in the
 //! guest.
@@ -12,6 +13,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use fuse_backend_rs::abi::fuse_abi::{FileLock, LkIn};
 use rustix::fs::OFlags;
@@ -31,18 +33,22 @@ const TO_THE_END: u64 = i64::MAX as u64;
 type Owner = (u64, u64);
 
 impl ShardKey for Owner {
+    /// All owners of locks on a node are in one shard.
     fn spread(&self) -> u64 {
-        self.0 ^ self.1
+        self.0
     }
 }
 
 /// The open file description that an owner's POSIX locks on one file are held by.
 pub(super) struct LockFile {
     file: File,
+    /// The guest's handle that it was used by last.
+    handle: AtomicU64,
     _permit: Permit,
 }
 
-/// Those of all owners. An entry goes with FLUSH, which Linux sends whenever the owner closes the file.
+/// Those of all owners. An entry goes with FLUSH, which Linux sends whenever the owner closes the file, or with the RELEASE of
+/// its handle.
 pub(super) type LockTable = ShardedMap<Owner, Arc<LockFile>>;
 
 /// A lock to be had or given back.
@@ -121,15 +127,17 @@ impl PassthroughFs {
             return Ok(LockRequest(Wanted::Flock(open, operation)));
         }
         let owner = (node, args.owner);
-        if let known @ Some(_) = self.locks.get(&owner) {
-            return Ok(LockRequest(Wanted::Posix(known, range)));
-        }
-        if unlock {
-            return Ok(LockRequest(Wanted::Posix(None, range)));
-        }
-        let new = Arc::new(LockFile { file: self.open_to_lock(node)?, _permit: self.nodes.permit()? });
-        // Another thread of the owner may have been faster.
-        let known = self.locks.write(&owner).entry(owner).or_insert(new).clone();
+        let known = match self.locks.get(&owner) {
+            Some(known) => known,
+            None if unlock => return Ok(LockRequest(Wanted::Posix(None, range))),
+            None => {
+                let (file, handle) = (self.open_to_lock(node)?, AtomicU64::new(args.fh));
+                let new = Arc::new(LockFile { file, handle, _permit: self.nodes.permit()? });
+                // Another thread of the owner may have been faster.
+                self.locks.write(&owner).entry(owner).or_insert(new).clone()
+            }
+        };
+        known.handle.store(args.fh, Ordering::Relaxed);
         Ok(LockRequest(Wanted::Posix(Some(known), range)))
     }
 
@@ -157,6 +165,16 @@ impl PassthroughFs {
     pub(super) fn unlock_owner(&self, node: u64, owner: u64) {
         if self.has(init_flag::POSIX_LOCKS) {
             self.locks.remove_if(&(node, owner), |_| true);
+        }
+    }
+
+    /// Gives the locks back whose owner can have none any more, now that a handle of a node is closed.
+    pub(super) fn unlock_handle(&self, node: u64, handle: u64) {
+        if self.has(init_flag::POSIX_LOCKS) {
+            let mut shard = self.locks.write(&(node, 0));
+            let gone = shard.extract_if(|_, lock| lock.handle.load(Ordering::Relaxed) == handle).collect::<Vec<_>>();
+            drop(shard);
+            drop(gone);
         }
     }
 

@@ -132,6 +132,34 @@ fn closing_any_descriptor_gives_the_owners_locks_back() {
 }
 
 #[test]
+fn closing_the_last_descriptor_gives_the_locks_of_an_open_file_description_back() {
+    let (mut guest, node, fh) = guest();
+    let host = host_file(&guest);
+    let other = guest.open(node, libc::O_RDWR).unwrap();
+    // The owner is the description; FLUSH names the process that closes a descriptor of it.
+    set(&mut guest, node, lock(fh, 1000, WRITE, 0, 9)).unwrap();
+    set(&mut guest, node, lock(other, 1001, READ, 10, END)).unwrap();
+    let flush = FlushIn { fh, lock_owner: 1, ..FlushIn::default() };
+    guest.request(Opcode::Flush as u32, node, flush.as_slice()).unwrap();
+    assert!(!host_lock(&host, libc::F_RDLCK), "another descriptor may be open");
+    guest.release(node, fh).unwrap();
+    assert!(host_lock(&host, libc::F_RDLCK));
+    assert!(!host_lock(&host, libc::F_WRLCK), "the other description's");
+    guest.release(node, other).unwrap();
+    assert!(host_lock(&host, libc::F_WRLCK));
+}
+
+#[test]
+fn locks_of_a_process_outlive_a_handle_that_it_used_before() {
+    let (mut guest, node, fh) = guest();
+    let other = guest.open(node, libc::O_RDWR).unwrap();
+    set(&mut guest, node, lock(fh, 1, WRITE, 0, 9)).unwrap();
+    set(&mut guest, node, lock(other, 1, WRITE, 10, END)).unwrap();
+    guest.release(node, fh).unwrap();
+    assert_eq!(test(&mut guest, node, lock(other, 2, READ, 0, END)), Ok((WRITE, 0, END)));
+}
+
+#[test]
 fn a_wait_for_a_lock_holds_nobody_up_and_ends_when_the_lock_is_given_back() {
     let (mut guest, node, fh) = guest();
     set(&mut guest, node, lock(fh, 1, WRITE, 0, END)).unwrap();
