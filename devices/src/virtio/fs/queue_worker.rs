@@ -174,6 +174,10 @@ impl QueueWorker {
                     flight.begin(&request, begun, fault.is_some());
                 }
                 let (errno, short) = fault.map_or((None, false), |fault| (fault.errno, fault.short));
+                if fault.is_some_and(|fault| fault.waits()) {
+                    // What is done already must not wait too.
+                    self.signal(memory)?;
+                }
                 if fault.is_some_and(|fault| !self.inject(fault, request.header.opcode)) {
                     return Ok(None);
                 }

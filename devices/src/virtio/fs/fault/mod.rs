@@ -34,6 +34,13 @@ pub(super) struct Fault {
     pub(super) stall: bool,
 }
 
+impl Fault {
+    /// Whether its queue does nothing for a time.
+    pub(super) fn waits(&self) -> bool {
+        self.stall || !self.delay.is_zero()
+    }
+}
+
 impl Faults {
     /// The rules for a share, if there are any.
     pub(super) fn new(config: &FsConfig) -> Option<Self> {

@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 use fuse_backend_rs::abi::fuse_abi::{FsyncIn, Opcode};
 use vm_memory::ByteValued;
 
-use super::harness::{Guest, ROOT};
+use super::harness::{Guest, ROOT, message};
 use crate::virtio::VirtioDevice;
 use crate::virtio::fs::constants::opcode;
 use crate::virtio::fs::{FaultRule, OperationStats, Record};
+use crate::virtio::test_support::{readable, writable};
 
 fn guest(rules: &[&str]) -> Guest {
     Guest::with(|config| config.faults = rules.iter().map(|rule| rule.parse::<FaultRule>().unwrap()).collect())
@@ -115,6 +116,30 @@ fn a_stalled_queue_answers_nothing_and_the_device_stops_all_the_same() {
     assert!(begun.elapsed() < Duration::from_secs(4), "not left behind");
     assert_eq!(guest.driver.interrupt().failures(), []);
     let _ = behind;
+}
+
+#[test]
+fn the_guest_hears_of_what_was_done_before_its_queue_waits() {
+    for rule in ["op=STATFS,stall", "op=STATFS,delay=1m"] {
+        let mut guest = guest(&[rule]);
+        // The worker has signalled the reply to INIT and sleeps.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while guest.driver.queue(1).avail_event() != 1 {
+            assert!(Instant::now() < deadline);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let before = guest.driver.interrupt().used_signals(1);
+        // Both at once, so that one batch has them.
+        for (code, body) in [(opcode::GETATTR, &[0; 16][..]), (Opcode::Statfs as u32, &[])] {
+            let header = guest.header(code, ROOT, body.len());
+            let request = message(&[header.as_slice(), body]);
+            guest.driver.queue(1).add(&[readable(request), writable(200)]);
+        }
+        guest.driver.queue(1).kick();
+        assert!(guest.driver.interrupt().wait_used_signals(1, before + 1, Duration::from_secs(20)), "{rule}");
+        assert_eq!(guest.driver.queue(1).device_used_idx(), 2);
+        guest.device.reset();
+    }
 }
 
 #[test]
