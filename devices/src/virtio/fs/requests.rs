@@ -148,7 +148,7 @@ impl FuseServer {
         let tail = body.rest()?;
         let (old, rest) = split_name(&tail)?;
         let (new, _) = split_name(rest)?;
-        self.fs.rename_name(header.nodeid, old, newdir, new, flags)?;
+        self.fs.rename_name((header.uid, header.gid), header.nodeid, old, newdir, new, flags)?;
         Ok(Vec::new())
     }
 

@@ -154,7 +154,7 @@ impl Identity {
         match make() {
             // The guest's kernel has granted this already, for a reason this thread does not show: a supplementary
             // group it could not name (before Linux 6.3) or a capability of a user other than root.
-            Err(Errno::ACCESS) if assumed.uid_changed => {
+            Err(Errno::ACCESS | Errno::PERM) if assumed.uid_changed => {
                 assumed.override_access_checks()?;
                 Ok(make()?)
             }
@@ -225,11 +225,11 @@ impl Assumed {
         Ok(())
     }
 
-    /// Lets the caller reach what file modes would keep from it. The permitted set is still root's, since only the
+    /// Lets the caller reach what file modes would keep from it, the sticky bit of a directory among them. The permitted set is still root's, since only the
     /// effective user id has changed.
     fn override_access_checks(&self) -> io::Result<()> {
         let mut sets = capabilities(None)?;
-        sets.effective = CapabilitySet::DAC_OVERRIDE & sets.permitted;
+        sets.effective = (CapabilitySet::DAC_OVERRIDE | CapabilitySet::FOWNER) & sets.permitted;
         Ok(set_capabilities(None, sets)?)
     }
 }
@@ -319,7 +319,7 @@ mod tests {
                 if attempts.get() == 1 { Err(Errno::ACCESS) } else { Ok(capabilities(None).unwrap().effective) }
             });
             if identity.privileged {
-                assert_eq!(result.unwrap(), CapabilitySet::DAC_OVERRIDE);
+                assert_eq!(result.unwrap(), CapabilitySet::DAC_OVERRIDE | CapabilitySet::FOWNER);
                 assert!(capabilities(None).unwrap().effective.contains(CapabilitySet::SETUID));
             } else {
                 assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EACCES));

@@ -54,14 +54,14 @@ impl FileSystem for PassthroughFs {
 
     fn rename(
         &self,
-        _ctx: &Context,
+        ctx: &Context,
         olddir: u64,
         oldname: &CStr,
         newdir: u64,
         newname: &CStr,
         flags: u32,
     ) -> io::Result<()> {
-        self.rename_name(olddir, oldname, newdir, newname, flags)
+        self.rename_name((ctx.uid, ctx.gid), olddir, oldname, newdir, newname, flags)
     }
 
     fn link(&self, _ctx: &Context, inode: u64, newparent: u64, newname: &CStr) -> io::Result<Entry> {

@@ -6,6 +6,7 @@ use std::io;
 use fuse_backend_rs::api::filesystem::Entry;
 use rustix::fs::{AtFlags, FileType, RenameFlags};
 
+use super::credentials::Caller;
 use super::host::FdPath;
 use super::{PassthroughFs, errno};
 
@@ -36,9 +37,10 @@ impl PassthroughFs {
         Ok(rustix::fs::unlinkat(self.path(&parent)?, name, flags)?)
     }
 
-    /// RENAME and, with flags, RENAME2.
+    /// RENAME and, with flags, RENAME2, by a caller with user id `uid` and group id `gid`.
     pub(in crate::virtio::fs) fn rename_name(
         &self,
+        (uid, gid): (u32, u32),
         old_parent: u64,
         old_name: &CStr,
         new_parent: u64,
@@ -49,8 +51,14 @@ impl PassthroughFs {
         check_name(old_name)?;
         check_name(new_name)?;
         let (old_parent, new_parent) = (self.node(old_parent)?, self.node(new_parent)?);
+        let (old_dir, new_dir) = (self.path(&old_parent)?, self.path(&new_parent)?);
         let flags = RenameFlags::from_bits_retain(flags);
-        Ok(rustix::fs::renameat_with(self.path(&old_parent)?, old_name, self.path(&new_parent)?, new_name, flags)?)
+        let rename = || rustix::fs::renameat_with(&old_dir, old_name, &new_dir, new_name, flags);
+        if flags.contains(RenameFlags::WHITEOUT) {
+            // The whiteout is a new file, which is the caller's.
+            return self.identity.make_as(&self.host_caller(Caller { uid, gid, groups: Vec::new() })?, rename);
+        }
+        Ok(rename()?)
     }
 
     pub(super) fn link_node(&self, node: u64, new_parent: u64, new_name: &CStr) -> io::Result<Entry> {

@@ -3,10 +3,11 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 
-use fuse_backend_rs::abi::fuse_abi::{MkdirIn, MknodIn};
+use fuse_backend_rs::abi::fuse_abi::{MkdirIn, MknodIn, WRITE_KILL_PRIV, WriteIn};
 use vm_memory::ByteValued;
 
 use super::harness::{ALL_FLAGS, Guest, ROOT, is_root, message, name};
+use super::names::rename;
 use crate::virtio::fs::constants::{init_flag, opcode};
 
 /// A guest whose root directory has this owner and mode.
@@ -54,6 +55,31 @@ fn every_kind_of_file_is_the_callers() {
         for file in ALL {
             assert_eq!(guest.owner(file), (uid, gid), "{file}");
         }
+    }
+}
+
+#[test]
+fn a_whiteout_is_the_callers() {
+    if !is_root() {
+        return;
+    }
+    // Sticky, so that on the host only the owner may rename what is in it; the guest's kernel has agreed.
+    for mode in [0o777, 0o700, 0o1777] {
+        let mut guest = guest((0, 0), mode);
+        let fh = guest.create(ROOT, "a", libc::O_RDWR, 0o644).map(|(entry, open)| (entry.nodeid, open.fh)).unwrap();
+        (guest.uid, guest.gid) = (1000, 1001);
+        // Leaves a group behind that this thread's accesses have.
+        let write = WriteIn { fh: fh.1, size: 1, fuse_flags: WRITE_KILL_PRIV, ..WriteIn::default() };
+        guest.write_with(fh.0, write, b"x").unwrap();
+        (guest.uid, guest.gid) = (1002, 1003);
+        match rename(&mut guest, (ROOT, "a"), (ROOT, "b"), Some(libc::RENAME_WHITEOUT)) {
+            Ok(_) => assert_eq!((guest.owner("a"), guest.owner("b")), ((1002, 1003), (0, 0)), "{mode:o}"),
+            Err(error) => assert_eq!(error, libc::EINVAL, "only a file system may lack whiteouts"),
+        }
+        guest.uid = u32::MAX;
+        assert_eq!(rename(&mut guest, (ROOT, "b"), (ROOT, "c"), Some(libc::RENAME_WHITEOUT)), Err(libc::EINVAL));
+        // Without one nobody is asked for.
+        rename(&mut guest, (ROOT, "b"), (ROOT, "c"), None).unwrap();
     }
 }
 
