@@ -48,8 +48,33 @@ pub(super) struct LockFile {
 }
 
 /// Those of all owners. An entry goes with FLUSH, which Linux sends whenever the owner closes the file, or with the RELEASE of
-/// its handle.
+/// its handle; unless a request of the owner waits, which may get a lock yet.
 pub(super) type LockTable = ShardedMap<Owner, Arc<LockFile>>;
+
+impl LockFile {
+    /// Gives all ranges back.
+    fn unlock(&self) {
+        let range = libc::flock {
+            l_type: libc::F_UNLCK as i16,
+            l_whence: libc::SEEK_SET as i16,
+            l_start: 0,
+            l_len: 0,
+            l_pid: 0,
+        };
+        // SAFETY: the kernel reads a `struct flock`.
+        if unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_OFD_SETLK, &raw const range) } < 0 {
+            tracing::debug!("locks not given back: {}", io::Error::last_os_error());
+        }
+    }
+}
+
+/// Gives the locks of an entry back; whether nobody but the table, which must not change meanwhile, has the entry. A request
+/// that waits by it keeps the host's file open: closing it would give nothing back now, and what the request gets later would be
+/// lost with it.
+fn give_back(lock: &Arc<LockFile>) -> bool {
+    lock.unlock();
+    Arc::strong_count(lock) == 1
+}
 
 /// A lock to be had or given back.
 pub(in crate::virtio::fs) struct LockRequest(Wanted);
@@ -164,7 +189,7 @@ impl PassthroughFs {
     /// Gives all POSIX locks of an owner on a node back.
     pub(super) fn unlock_owner(&self, node: u64, owner: u64) {
         if self.has(init_flag::POSIX_LOCKS) {
-            self.locks.remove_if(&(node, owner), |_| true);
+            self.locks.remove_if(&(node, owner), give_back);
         }
     }
 
@@ -172,7 +197,8 @@ impl PassthroughFs {
     pub(super) fn unlock_handle(&self, node: u64, handle: u64) {
         if self.has(init_flag::POSIX_LOCKS) {
             let mut shard = self.locks.write(&(node, 0));
-            let gone = shard.extract_if(|_, lock| lock.handle.load(Ordering::Relaxed) == handle).collect::<Vec<_>>();
+            let is_gone = |lock: &Arc<LockFile>| lock.handle.load(Ordering::Relaxed) == handle && give_back(lock);
+            let gone = shard.extract_if(|_, lock| is_gone(lock)).collect::<Vec<_>>();
             drop(shard);
             drop(gone);
         }

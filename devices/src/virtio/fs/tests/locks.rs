@@ -184,6 +184,33 @@ fn a_wait_for_a_lock_holds_nobody_up_and_ends_when_the_lock_is_given_back() {
 }
 
 #[test]
+fn an_owner_that_closes_the_file_while_it_waits_loses_what_it_has_and_keeps_what_it_gets() {
+    let (mut guest, node, fh) = guest();
+    let other = guest.open(node, libc::O_RDWR).unwrap();
+    set(&mut guest, node, lock(fh, 1, WRITE, 0, 9)).unwrap();
+    set(&mut guest, node, lock(fh, 2, WRITE, 10, 19)).unwrap();
+    let wait = guest.send(opcode::SETLKW, node, lock(fh, 1, WRITE, 10, 19).as_slice());
+    getattr_beside(&mut guest, &wait, node);
+    // Another thread of the process closes another descriptor.
+    let flush = FlushIn { fh: other, lock_owner: 1, ..FlushIn::default() };
+    let release = ReleaseIn { fh: other, ..ReleaseIn::default() };
+    for (code, body) in [(Opcode::Flush, flush.as_slice()), (Opcode::Release, release.as_slice())] {
+        let closing = guest.send(code as u32, node, body);
+        assert_eq!(guest.next_reply(&[&wait, &closing]), (closing.unique, Ok(vec![])));
+    }
+    let free = guest.send(opcode::SETLK, node, lock(fh, 3, WRITE, 0, 9).as_slice());
+    assert_eq!(guest.next_reply(&[&wait, &free]), (free.unique, Ok(vec![])), "the host knows that it is free");
+    let unlock = guest.send(opcode::SETLK, node, lock(fh, 2, UNLOCK, 10, 19).as_slice());
+    let mut replies = vec![guest.next_reply(&[&wait, &unlock]), guest.next_reply(&[&wait, &unlock])];
+    replies.sort_by_key(|(unique, _)| *unique);
+    assert_eq!(replies, [(wait.unique, Ok(vec![])), (unlock.unique, Ok(vec![]))]);
+    assert_eq!(test(&mut guest, node, lock(fh, 4, READ, 10, 19)), Ok((WRITE, 10, 19)));
+    let flush = FlushIn { fh, lock_owner: 1, ..FlushIn::default() };
+    guest.request(Opcode::Flush as u32, node, flush.as_slice()).unwrap();
+    assert_eq!(test(&mut guest, node, lock(fh, 4, READ, 10, 19)).unwrap().0, UNLOCK);
+}
+
+#[test]
 fn a_lock_that_somebody_on_the_host_gives_back_is_noticed() {
     let (mut guest, node, fh) = guest();
     let host = host_file(&guest);
