@@ -130,14 +130,14 @@ impl FuseServer {
 
     fn mkdir(&self, header: &InHeader, mut body: Body<'_>) -> io::Result<Vec<u8>> {
         let MkdirIn { mode, umask } = body.object()?;
-        let (tail, creator) = self.tail_and_creator(header, body, umask)?;
+        let (tail, creator) = self.tail_and_creator(header, body, 1, umask)?;
         let (name, _) = split_name(&tail)?;
         Ok(entry_bytes(self.fs.make_dir(&creator, header.nodeid, name, mode)?))
     }
 
     fn mknod(&self, header: &InHeader, mut body: Body<'_>) -> io::Result<Vec<u8>> {
         let MknodIn { mode, rdev, umask, .. } = body.object()?;
-        let (tail, creator) = self.tail_and_creator(header, body, umask)?;
+        let (tail, creator) = self.tail_and_creator(header, body, 1, umask)?;
         let (name, _) = split_name(&tail)?;
         Ok(entry_bytes(self.fs.make_node(&creator, header.nodeid, name, mode, rdev)?))
     }
@@ -153,7 +153,7 @@ impl FuseServer {
     }
 
     fn symlink(&self, header: &InHeader, body: Body<'_>) -> io::Result<Vec<u8>> {
-        let (tail, creator) = self.tail_and_creator(header, body, 0)?;
+        let (tail, creator) = self.tail_and_creator(header, body, 2, 0)?;
         let (name, rest) = split_name(&tail)?;
         let (target, _) = split_name(rest)?;
         Ok(entry_bytes(self.fs.make_symlink(&creator, header.nodeid, name, target)?))
@@ -161,7 +161,7 @@ impl FuseServer {
 
     fn create(&self, header: &InHeader, mut body: Body<'_>) -> io::Result<Vec<u8>> {
         let args: CreateIn = body.object()?;
-        let (tail, creator) = self.tail_and_creator(header, body, args.umask)?;
+        let (tail, creator) = self.tail_and_creator(header, body, 1, args.umask)?;
         let (name, _) = split_name(&tail)?;
         Ok(created_bytes(self.fs.create_file(&creator, header.nodeid, name, args)?))
     }
@@ -169,7 +169,7 @@ impl FuseServer {
     fn tmpfile(&self, header: &InHeader, mut body: Body<'_>) -> io::Result<Vec<u8>> {
         let args: CreateIn = body.object()?;
         // A name follows (Linux sends "/"), which means nothing.
-        let (_, creator) = self.tail_and_creator(header, body, args.umask)?;
+        let (_, creator) = self.tail_and_creator(header, body, 1, args.umask)?;
         Ok(created_bytes(self.fs.create_unnamed(&creator, header.nodeid, args)?))
     }
 
@@ -269,14 +269,26 @@ impl FuseServer {
         Ok(Vec::new())
     }
 
-    /// The rest of a request that makes a file, without its extensions, and how the file is to be made.
-    fn tail_and_creator(&self, header: &InHeader, body: Body<'_>, umask: u32) -> io::Result<(Vec<u8>, Creator)> {
+    /// The rest of a request that makes a file, which is so many `names`, without its extensions, and how the file is to be
+    /// made.
+    fn tail_and_creator(
+        &self,
+        header: &InHeader,
+        body: Body<'_>,
+        names: usize,
+        umask: u32,
+    ) -> io::Result<(Vec<u8>, Creator)> {
         let mut tail = body.rest()?;
         let mut extensions = Extensions::default();
         if self.fs.has(init_flag::CREATE_SUPP_GROUP) || self.fs.has(init_flag::SECURITY_CTX) {
             // fuse_in_header.total_extlen: the lower half of what used to be padding.
             let size = (header.padding & 0xffff) as usize * EXT_UNIT;
-            let names = tail.len().checked_sub(size).ok_or_else(|| errno(MALFORMED))?;
+            // Linux 5.17 to 6.2, which know of no groups, do not say how long the label behind the names is.
+            let names = if size == 0 && !self.fs.has(init_flag::CREATE_SUPP_GROUP) {
+                end_of_names(&tail, names)
+            } else {
+                tail.len().checked_sub(size).ok_or_else(|| errno(MALFORMED))?
+            };
             extensions = Extensions::parse(tail.get(names..).unwrap_or_default())?;
             tail.truncate(names);
         }
@@ -291,6 +303,11 @@ impl FuseServer {
         }
         Ok((tail, creator))
     }
+}
+
+/// Where so many names and their NULs end: at the end of everything if there are fewer.
+fn end_of_names(tail: &[u8], names: usize) -> usize {
+    tail.split_inclusive(|byte| *byte == 0).take(names).map(<[u8]>::len).sum()
 }
 
 fn entry_bytes(entry: Entry) -> Vec<u8> {

@@ -35,6 +35,8 @@ pub(super) struct Guest {
     pub(super) gid: u32,
     /// Extensions that the next requests carry at their end.
     pub(super) extensions: Vec<u8>,
+    /// Whether the header says how long they are, as since Linux 6.3.
+    pub(super) extensions_counted: bool,
     unique: u64,
 }
 
@@ -106,7 +108,7 @@ impl Guest {
         let features = device.device_features();
         device.activate(driver.activation(features)).unwrap();
         let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        Guest { device, driver, dir, uid, gid, extensions: Vec::new(), unique: 0 }
+        Guest { device, driver, dir, uid, gid, extensions: Vec::new(), extensions_counted: true, unique: 0 }
     }
 
     pub(super) fn path(&self, name: impl AsRef<Path>) -> PathBuf {
@@ -133,7 +135,7 @@ impl Guest {
             uid: self.uid,
             gid: self.gid,
             pid: 42,
-            padding: (self.extensions.len() / 8) as u32,
+            padding: if self.extensions_counted { (self.extensions.len() / 8) as u32 } else { 0 },
         }
     }
 

@@ -44,6 +44,34 @@ fn every_kind_of_file_is_labelled() {
 }
 
 #[test]
+fn a_label_of_a_guest_that_does_not_say_how_long_it_is_is_found_behind_the_names() {
+    if !is_root() {
+        return;
+    }
+    let mut guest = Guest::with(|config| config.security_context = true);
+    guest.init(ALL_FLAGS & !init_flag::CREATE_SUPP_GROUP).unwrap();
+    guest.extensions_counted = false;
+    guest.extensions = label(NAME, b"secret\0");
+    make_all(&mut guest).unwrap();
+    for file in ALL {
+        assert_eq!(read(&guest, file, NAME).as_deref(), Some(&b"secret\0"[..]), "{file}");
+    }
+    // `struct fuse_secctx_header` of no labels, and nothing at all.
+    for (file, extensions) in [("none", [8, 0, 0, 0, 0, 0, 0, 0].to_vec()), ("nothing", Vec::new())] {
+        guest.extensions = extensions;
+        guest.create(ROOT, file, libc::O_RDWR, 0o644).unwrap();
+        assert_eq!(read(&guest, file, NAME), None);
+    }
+    guest.extensions = label(NAME, b"secret")[..20].to_vec();
+    assert_eq!(guest.create(ROOT, "cut", libc::O_RDWR, 0o644).map(drop), Err(libc::EINVAL));
+    // Who knows of groups says how long they are, and nothing is nothing.
+    guest.init(ALL_FLAGS).unwrap();
+    guest.extensions = label(NAME, b"secret");
+    guest.create(ROOT, "later", libc::O_RDWR, 0o644).unwrap();
+    assert_eq!(read(&guest, "later", NAME), None);
+}
+
+#[test]
 fn a_file_that_cannot_be_labelled_is_not_made() {
     let mut guest = Guest::with(|config| config.security_context = true);
     guest.extensions = label("nonamespace", b"x");
