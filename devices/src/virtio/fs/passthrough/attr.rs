@@ -18,6 +18,15 @@ use super::{PassthroughFs, errno};
 /// Attributes and how long they are valid.
 pub(super) type Attributes = (stat64, Duration);
 
+/// What a SETATTR sets. A guest that caches writes also says when the attributes changed, with nothing else in the case of a
+/// `chown` to nobody; the host has its own clock for that.
+const SETS: SetattrValid = SetattrValid::MODE
+    .union(SetattrValid::UID)
+    .union(SetattrValid::GID)
+    .union(SetattrValid::SIZE)
+    .union(SetattrValid::ATIME)
+    .union(SetattrValid::MTIME);
+
 impl PassthroughFs {
     pub(super) fn attributes(&self, node: u64) -> io::Result<Attributes> {
         let (stat, _, valid) = self.attributes_and_flags(node)?;
@@ -107,7 +116,7 @@ impl PassthroughFs {
             };
             rustix::fs::utimensat(&path, c"", &times, AtFlags::EMPTY_PATH)?;
         }
-        if valid.is_empty() {
+        if !valid.intersects(SETS) {
             self.identity.choose_set_id_bits(self.set_id_bits(uid != 0, gid));
             touch_as(uid, self.host_uid(uid)?, &path)?;
         }

@@ -19,6 +19,7 @@ const ATIME: u32 = 1 << 4;
 const MTIME: u32 = 1 << 5;
 const ATIME_NOW: u32 = 1 << 7;
 const MTIME_NOW: u32 = 1 << 8;
+const CTIME: u32 = 1 << 10;
 const KILL_SUIDGID: u32 = 1 << 11;
 
 fn setattr(guest: &mut Guest, node: u64, request: SetattrIn) -> Result<AttrOut, i32> {
@@ -188,10 +189,13 @@ fn a_setattr_that_sets_nothing_is_a_chown_to_nobody_which_only_the_owner_and_roo
     fs::write(guest.path("a"), "").unwrap();
     let node = guest.node("a");
     let owner = guest.owner("a");
-    for (uid, mode) in [(owner.0 + 1, 0o6755), (owner.0, 0o755)] {
+    // With writeback caching the guest says when.
+    for (uid, mode, valid) in
+        [(owner.0 + 1, 0o6755, 0), (owner.0, 0o755, 0), (owner.0 + 1, 0o6755, CTIME), (owner.0, 0o755, CTIME)]
+    {
         set_mode(&guest, "a", 0o6755);
         guest.uid = uid;
-        let out = setattr(&mut guest, node, SetattrIn::default()).unwrap();
+        let out = setattr(&mut guest, node, SetattrIn { valid, ..SetattrIn::default() }).unwrap();
         assert_eq!(guest.mode("a"), mode, "uid {uid}");
         assert_eq!(out.attr_valid, u64::from(mode & 0o6000 == 0), "what comes next may clear the bits");
     }
