@@ -13,7 +13,7 @@ pub use rule::{FaultError, FaultRule};
 
 use super::FsConfig;
 use super::chain::Request;
-use super::flight::names_of;
+use super::flight::is_named;
 
 /// A share's rules.
 #[derive(Debug)]
@@ -53,7 +53,7 @@ impl Faults {
     pub(super) fn strike(&self, request: &Request<'_>) -> Option<Fault> {
         let mut struck = None;
         for (rule, count) in self.rules.iter().filter(|(rule, _)| rule.opcode == request.header.opcode) {
-            if rule.name.as_ref().is_some_and(|name| !names_of(request).any(|other| other == name.as_bytes())) {
+            if rule.name.as_ref().is_some_and(|name| !is_named(request, name.as_bytes())) {
                 continue;
             }
             let number = count.fetch_add(1, Ordering::Relaxed) + 1;

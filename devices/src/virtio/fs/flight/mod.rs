@@ -20,7 +20,7 @@ use ring::{Ring, Words};
 
 pub(super) use arguments::replies_with_entry;
 pub use record::Record;
-pub(super) use record::{Ending, names_of};
+pub(super) use record::{Ending, is_named};
 
 /// How many requests of each queue are kept unless told otherwise: 96 KiB.
 pub const FLIGHT_RECORDS: usize = 512;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::super::body::Body;
 use super::super::chain::Request;
 use super::super::errno_name::errno_name;
 use super::super::operation::operation_name;
@@ -91,11 +92,19 @@ fn is_zero(value: &u32) -> bool {
     *value == 0
 }
 
-/// The names of a request, as far as its start has them.
-pub(in super::super) fn names_of<'r>(request: &'r Request<'_>) -> impl Iterator<Item = &'r [u8]> {
+/// Whether one of a request's names is this one.
+pub(in super::super) fn is_named(request: &Request<'_>, name: &[u8]) -> bool {
     let code = request.header.opcode;
-    let (names, _) = layout_of(code).names(code, request.body_start());
-    names.strip_suffix(b"\0").map(|names| names.split(|byte| *byte == 0)).into_iter().flatten()
+    let layout = layout_of(code);
+    let matches = |names: &[u8]| {
+        let names = names.strip_suffix(b"\0").map(|names| names.split(|byte| *byte == 0));
+        names.is_some_and(|mut names| names.any(|other| other == name))
+    };
+    match layout.names(code, request.body_start()) {
+        (names, false) => matches(names),
+        // Too long for the start of a message that is copied out with its header.
+        (_, true) => Body::new(request).and_then(Body::rest).is_ok_and(|body| matches(layout.names(code, &body).0)),
+    }
 }
 
 /// How a request ended.

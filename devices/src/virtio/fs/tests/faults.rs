@@ -6,6 +6,7 @@ use fuse_backend_rs::abi::fuse_abi::{FsyncIn, Opcode};
 use vm_memory::ByteValued;
 
 use super::harness::{Guest, ROOT, message};
+use super::names::rename;
 use crate::virtio::VirtioDevice;
 use crate::virtio::fs::constants::opcode;
 use crate::virtio::fs::{FaultRule, OperationStats, Record};
@@ -54,6 +55,19 @@ fn every_third_lookup_of_a_name_fails_on_the_share_that_is_named_and_on_no_other
     assert_eq!(failed, [false, false, true, false, false, true]);
     guest.getattr(ROOT).unwrap();
     assert_eq!((stats(&guest, "LOOKUP").injected, stats(&guest, "GETATTR").injected), (2, 0));
+}
+
+#[test]
+fn names_of_any_length_are_found_also_behind_others() {
+    let long = "l".repeat(255);
+    let (lookup, renames) = (format!("op=LOOKUP,name={long},errno=ENOMEM"), "op=RENAME2,name=b,errno=EIO");
+    let mut guest = guest(&[&lookup, renames]);
+    std::fs::write(guest.path(&long), "").unwrap();
+    assert_eq!(guest.lookup(ROOT, &long).map(drop), Err(libc::ENOMEM));
+    assert_eq!(guest.lookup(ROOT, &long[1..]).map(drop), Err(libc::ENOENT), "another name");
+    assert_eq!(rename(&mut guest, (ROOT, &long), (ROOT, "b"), Some(0)), Err(libc::EIO));
+    rename(&mut guest, (ROOT, &long), (ROOT, "a"), Some(0)).unwrap();
+    assert_eq!((stats(&guest, "LOOKUP").injected, stats(&guest, "RENAME2").injected), (1, 1));
 }
 
 #[test]
