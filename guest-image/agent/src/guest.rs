@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 use wire::{MountReport, PROTOCOL_VERSION, ToHost};
 
-use crate::kernel_command_line::Options;
+use crate::kernel_command_line::{Options, Share};
 use crate::serve::{ServeEnd, Server};
 use crate::timer_check::TimerCheck;
 use crate::{kernel_log, modules, mounts, network, power, process_tree, root, scope, shares, suite_images, vsock};
@@ -63,7 +63,7 @@ pub fn run(options: &Options) -> ! {
     start.step("connect");
     let hello = hello(mounted.clone(), timers.finish());
     start.step("timer check");
-    serve(stream, hello, start, &mounted)
+    serve(stream, hello, start, options.shares.clone(), &mounted)
 }
 
 /// What commands may raise their limit to: the kernel's 4096 is less than a test of many open files asks for. What they have
@@ -75,11 +75,11 @@ fn raise_open_files_limit() {
     let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, raised);
 }
 
-fn serve(stream: OwnedFd, hello: ToHost, start: StartLog, mounted: &[MountReport]) -> ! {
+fn serve(stream: OwnedFd, hello: ToHost, start: StartLog, shares: Vec<Share>, mounted: &[MountReport]) -> ! {
     let mut first = vec![hello];
     first.extend(start.into_lines().into_iter().map(|line| ToHost::Log { line }));
     let mut server = match Server::new(stream, &first) {
-        Ok(server) => server,
+        Ok(server) => server.with_shares(shares),
         Err(error) => power::fatal(&format!("failed to set up the stream to the host: {error}")),
     };
     match server.run() {

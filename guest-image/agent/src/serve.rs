@@ -14,10 +14,12 @@ use wire::{FrameError, MAX_CHUNK, SuitePlan, ToGuest, ToHost, WindowSize};
 use crate::child_signal::ChildSignal;
 use crate::cpu_wakers::CpuWakers;
 use crate::job::{Fed, Job, WindowExceeded};
+use crate::kernel_command_line::Share;
 use crate::kernel_messages::KernelMessages;
 use crate::link::Link;
 use crate::process::{SpawnError, spawn};
 use crate::process_tree::{ended_child, owns_all_processes, reap};
+use crate::shares;
 use crate::suite::Suite;
 
 /// With this many bytes waiting for the host a command's output stays in its pipe, and the command waits.
@@ -72,6 +74,8 @@ pub struct Server {
     /// Read from the first suite on, by PID 1 only.
     kernel_messages: Option<KernelMessages>,
     cpu_wakers: Option<CpuWakers>,
+    /// What each suite is to find mounted.
+    shares: Vec<Share>,
     buffer: Vec<u8>,
 }
 
@@ -96,6 +100,7 @@ impl Server {
             child_signal,
             kernel_messages: None,
             cpu_wakers: None,
+            shares: Vec::new(),
             buffer: vec![0; MAX_CHUNK],
         })
     }
@@ -104,6 +109,12 @@ impl Server {
     #[must_use]
     pub fn with_cpu_wakers(self, wakers: CpuWakers) -> Self {
         Self { cpu_wakers: Some(wakers), ..self }
+    }
+
+    /// Has each suite find these mounted, whatever ran before.
+    #[must_use]
+    pub fn with_shares(self, shares: Vec<Share>) -> Self {
+        Self { shares, ..self }
     }
 
     /// Serves until the host has had enough; kills what still runs.
@@ -284,6 +295,11 @@ impl Server {
     }
 
     fn start_suite(&mut self, plan: SuitePlan) {
+        if self.running.is_none()
+            && let Err(error) = self.restore_shares()
+        {
+            return self.link.send(&ToHost::SuiteNotStarted { error });
+        }
         let started = if self.running.is_some() { Err(busy()) } else { spawn(&plan.command, None, false) };
         match started {
             Ok(process) => {
@@ -298,6 +314,14 @@ impl Server {
             }
             Err(error) => self.link.send(&ToHost::SuiteNotStarted { error: error.to_string() }),
         }
+    }
+
+    fn restore_shares(&mut self) -> Result<(), String> {
+        for share in shares::restore(&self.shares)? {
+            let line = format!("{} was not mounted at {} any more: mounted again", share.tag, share.mount_point);
+            self.link.send(&ToHost::Log { line });
+        }
+        Ok(())
     }
 
     fn pass_on_kernel_messages(&mut self) {

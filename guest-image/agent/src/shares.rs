@@ -18,12 +18,44 @@ const BUSY_LIMIT: Duration = Duration::from_secs(2);
 pub fn mount_all(shares: &[Share]) -> Vec<MountReport> {
     shares
         .iter()
-        .map(|Share { tag, mount_point, options }| MountReport {
-            tag: tag.clone(),
-            mount_point: mount_point.clone(),
-            error: mount_at(tag, mount_point, "virtiofs", MountFlags::empty(), options).err().map(|e| explain(&e)),
+        .map(|share| MountReport {
+            tag: share.tag.clone(),
+            mount_point: share.mount_point.clone(),
+            error: mount_share(share).err(),
         })
         .collect()
+}
+
+fn mount_share(Share { tag, mount_point, options }: &Share) -> Result<(), String> {
+    mount_at(tag, mount_point, "virtiofs", MountFlags::empty(), options).map_err(|e| explain(&e))
+}
+
+/// Mounts those of `shares` again that are not what is seen at their places any more: xfstests leaves both unmounted behind it, and
+/// what runs next would run on the root file system. Tells which.
+///
+/// # Errors
+/// What the first says that cannot be mounted.
+pub fn restore(shares: &[Share]) -> Result<Vec<&Share>, String> {
+    let mount_table = fs::read_to_string("/proc/self/mountinfo").map_err(|e| format!("no mount table: {e}"))?;
+    let gone = shares.iter().filter(|share| !is_seen(&mount_table, share));
+    gone.map(|share| mount_share(share).map(|()| share)).collect()
+}
+
+/// Whether the mount that was made last at the share's place is the share.
+fn is_seen(mount_table: &str, share: &Share) -> bool {
+    let last = mounts(mount_table).filter(|(target, _)| *target == share.mount_point).last();
+    // Behind the optional fields, which end with a dash: type, source, options.
+    let what = last.and_then(|(_, line)| line.split_once(" - ")).map(|(_, what)| what.split(' '));
+    what.is_some_and(|mut what| what.next() == Some("virtiofs") && what.next() == Some(&*escaped(&share.tag)))
+}
+
+/// As a field of the mount table.
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\134")
+        .replace(' ', "\\040")
+        .replace('\t', "\\011")
+        .replace('\n', "\\012")
+        .replace('#', "\\043")
 }
 
 /// The kernel gives two quite different mistakes errors that say little.
@@ -47,7 +79,8 @@ pub fn unmount_all(mounted: &[MountReport]) -> Vec<String> {
             .any(|share| path.strip_prefix(share.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
     };
     // The last mounted first.
-    let targets = mount_points(&mount_table).filter(below_a_share).collect::<Vec<_>>().into_iter().rev();
+    let mounted = mounts(&mount_table).map(|(target, _)| target);
+    let targets = mounted.filter(below_a_share).collect::<Vec<_>>().into_iter().rev();
     targets
         .filter_map(|target| unmount_patiently(&target).err().map(|e| format!("failed to unmount {target}: {e}")))
         .collect()
@@ -65,9 +98,9 @@ fn unmount_patiently(target: &str) -> Result<(), Errno> {
     }
 }
 
-/// The fifth field of each line, octal escapes undone (proc_pid_mountinfo(5)).
-fn mount_points(mount_table: &str) -> impl Iterator<Item = String> {
-    mount_table.lines().filter_map(|line| line.split(' ').nth(4)).map(|field| {
+/// Each line with its fifth field, octal escapes undone: where it is mounted (proc_pid_mountinfo(5)).
+fn mounts(mount_table: &str) -> impl Iterator<Item = (String, &str)> {
+    mount_table.lines().filter_map(|line| Some((line.split(' ').nth(4)?, line))).map(|(field, line)| {
         let mut plain = Vec::with_capacity(field.len());
         let mut rest = field.as_bytes();
         while let Some((&first, after)) = rest.split_first() {
@@ -86,7 +119,7 @@ fn mount_points(mount_table: &str) -> impl Iterator<Item = String> {
                 }
             }
         }
-        String::from_utf8_lossy(&plain).into_owned()
+        (String::from_utf8_lossy(&plain).into_owned(), line)
     })
 }
 
@@ -97,7 +130,19 @@ mod tests {
     #[test]
     fn mount_points_are_read_with_their_escapes_undone() {
         let table = "22 1 0:21 / /proc rw shared:5 - proc proc rw\n30 22 0:30 / /mnt/a\\040b\\134c rw - virtiofs tag rw\nbroken\n";
-        assert_eq!(mount_points(table).collect::<Vec<_>>(), ["/proc", "/mnt/a b\\c"]);
+        assert_eq!(mounts(table).map(|(target, _)| target).collect::<Vec<_>>(), ["/proc", "/mnt/a b\\c"]);
+    }
+
+    #[test]
+    fn a_share_is_seen_where_nothing_else_was_mounted_over_it() {
+        let share = Share { tag: "my fs".into(), mount_point: "/mnt/a".into(), options: String::new() };
+        let line = |what: &str| format!("30 22 0:30 / /mnt/a rw shared:7 - {what} rw\n");
+        let its_own = line("virtiofs my\\040fs");
+        assert!(is_seen(&its_own, &share) && is_seen(&(line("tmpfs none") + &its_own), &share));
+        for other in ["tmpfs none", "virtiofs other", "tmpfs my\\040fs"] {
+            assert!(!is_seen(&(its_own.clone() + &line(other)), &share), "{other}");
+        }
+        assert!(!is_seen("30 22 0:30 / /mnt/ab rw - virtiofs my\\040fs rw\n", &share), "at another place");
     }
 
     #[test]
