@@ -2,7 +2,9 @@
 //!
 //! A test's line begins when it starts, `generic/001 3s ... ` with the time that it took last, and gets its end with its
 //! result: ` 4s` when it passed; `[not run] reason`; `[expunged]`; anything else says what failed, and the lines that
-//! follow up to the next test's explain it (a diff, hints). After the last test come lists: `Ran:`, `Not run:`, `Failures:`.
+//! follow up to the next test's explain it (a diff, hints). With `-T` there are times of day in it, and the reason for not running
+//! is on the next line; with `-L` a summary of a failed test's runs follows the last of them. After the last test come lists:
+//! `Ran:`, `Not run:`, `Failures:`.
 
 use wire::{ProcessEnd, TestStatus};
 
@@ -34,6 +36,9 @@ struct Failure {
 impl Xfstests {
     pub(super) fn line(&mut self, line: &str) -> Vec<TestEvent> {
         if let Some((test, said)) = test_line(line) {
+            if said.trim_start().starts_with("aggregate results across ") {
+                return self.release();
+            }
             let name = format!("{}{test}", self.section);
             if self.killed.take_if(|killed| *killed == name).is_some() {
                 return Vec::new();
@@ -118,11 +123,11 @@ fn test_line(line: &str) -> Option<(&str, &str)> {
 
 /// What the end of a test's line says, `None` for a failure.
 fn judge(said: &str) -> Option<(TestStatus, String)> {
-    let said = without_last_time(said);
+    let said = &without_times_of_day(without_last_time(said));
     if let Some(reason) = said.strip_prefix("[not run]") {
         return Some((TestStatus::Skip, reason.trim().to_owned()));
     }
-    match said {
+    match said.as_str() {
         "[expunged]" => Some((TestStatus::Skip, "expunged by check's own list".to_owned())),
         // `check -n` only lists.
         "" => Some((TestStatus::Skip, "only listed".to_owned())),
@@ -138,6 +143,15 @@ fn without_last_time(said: &str) -> &str {
         Some((time, rest)) if is_seconds(time.trim()) => rest.trim(),
         _ => said,
     }
+}
+
+/// Without the `[12:00:00]` of `check -T`.
+fn without_times_of_day(said: &str) -> String {
+    let is_time = |word: &&str| {
+        let digits = word.strip_prefix('[').and_then(|word| word.strip_suffix(']'));
+        digits.is_some_and(|digits| digits.len() == 8 && digits.bytes().all(|b| b.is_ascii_digit() || b == b':'))
+    };
+    said.split(' ').filter(|word| !is_time(word)).collect::<Vec<_>>().join(" ").trim().to_owned()
 }
 
 fn is_seconds(text: &str) -> bool {
@@ -178,6 +192,25 @@ mod tests {
                 "Skip generic/004 [expunged by check's own list]",
                 "start xfs/999",
                 "Error xfs/999 [no such test]",
+            ]
+        );
+    }
+
+    #[test]
+    fn times_of_day_and_a_summary_of_several_runs_are_no_results() {
+        let mut parser = Xfstests::default();
+        let text = "generic/001 3s ... [12:00:00] [12:00:04] 4s\ngeneric/002 [12:00:04] [12:00:05] [not run]\n\
+                    \x20   generic/002 -- it needs atime\ngeneric/003 - output mismatch\n    --- a\n\
+                    generic/003 aggregate results across 2 runs: fail=1 (50.0%), pass=1 (50.0%)\n";
+        assert_eq!(
+            feed(&mut parser, text),
+            [
+                "start generic/001",
+                "Pass generic/001 []",
+                "start generic/002",
+                "Skip generic/002 []",
+                "start generic/003",
+                "Fail generic/003 [- output mismatch\n    --- a]",
             ]
         );
     }
