@@ -40,6 +40,18 @@ fn behind_a_panic_and_a_hang_the_other_tests_run_and_each_has_its_autopsy() {
 }
 
 #[test]
+fn a_guest_that_panics_behind_a_tests_last_result_is_no_pass() {
+    let panic = PANIC.replace("sleep 1;", "echo ok 2; sleep 1;");
+    let run = Run::of(&[("a/00.t", &panic), ("b/00.t", GOOD)]);
+    run.finish(&[]).expect_code(1).expect_in_out("Failed 1 of 5 tests");
+    let statuses = run.statuses();
+    for (test, status) in [("a/00.t:2", "pass"), ("a/00.t", "error"), ("b/00.t:2", "pass")] {
+        assert!(has(&statuses, test, status), "{test} {status}: {statuses:?}");
+    }
+    assert!(run.dir().join("artefacts/pjdfstest/a_00.t.autopsy").exists());
+}
+
+#[test]
 fn behind_an_agent_that_dies_and_a_stream_that_breaks_the_other_tests_run() {
     let share = Sandbox::new();
     let probe =

@@ -48,7 +48,7 @@ pub fn run<I>(
     interrupts: &Receiver<I>,
     sink: &mut dyn FnMut(u32, RunEvent),
 ) -> RunOutcome {
-    schedule.begin().into_iter().for_each(|event| sink(0, event));
+    schedule.take_known_lists().into_iter().for_each(|event| sink(0, event));
     let at_once = schedule.useful_guests().min(jobs).max(1);
     let schedule = Mutex::new(schedule);
     let (sender, news) = bounded(EVENTS);

@@ -11,6 +11,7 @@ mod policy;
 mod state;
 mod suite_work;
 pub mod times;
+mod under_way;
 
 pub use lists::Lists;
 pub use policy::{GuestPer, Policy, Shard};

@@ -76,6 +76,11 @@ impl Policy {
         self.jobs > 1 || self.guest_per != GuestPer::Run || self.shard.is_some()
     }
 
+    /// Whether suites whose tests cannot be told apart run here.
+    pub(super) fn has_whole_suites(&self) -> bool {
+        self.shard.is_none_or(|shard| shard.index == 1)
+    }
+
     /// How many of the tests that wait, each with the time that it takes, µs, a guest is given at a time, when each time takes
     /// `start` µs more. Less and less where several share the work, so that all end at about the same time; but not so little
     /// that starting costs more than is gained.

@@ -32,14 +32,14 @@ impl Schedule {
     /// A run of `suites`, each with what of it is done already.
     #[must_use]
     pub fn new(suites: impl IntoIterator<Item = (SuiteRun, Done)>, policy: Policy) -> Self {
-        let suites = suites.into_iter().map(|(run, done)| SuiteWork::new(run, done)).collect();
+        let suites = suites.into_iter().map(|(run, done)| SuiteWork::new(run, done, &policy)).collect();
         Self { suites, policy, listing: None, lists: None, guests: 0, futile: 0, over: None, outcome: None }
     }
 
     /// Only these tests of suites, each in a guest of its own if `policy` says so.
     #[must_use]
     pub fn of_tests(suites: impl IntoIterator<Item = (SuiteRun, Vec<String>)>, policy: Policy) -> Self {
-        let suites = suites.into_iter().map(|(run, tests)| SuiteWork::of_tests(run, tests)).collect();
+        let suites = suites.into_iter().map(|(run, tests)| SuiteWork::of_tests(run, tests, &policy)).collect();
         Self { suites, ..Self::new([], policy) }
     }
 
@@ -66,7 +66,7 @@ impl Schedule {
     }
 
     /// Takes the lists that are wanted and known. Gives events that come of it.
-    pub fn begin(&mut self) -> Vec<RunEvent> {
+    pub fn take_known_lists(&mut self) -> Vec<RunEvent> {
         let Some(lists) = &self.lists else { return Vec::new() };
         let wanting = self.suites.iter_mut().filter(|suite| suite.wants_list(&self.policy));
         wanting
@@ -122,11 +122,15 @@ impl Schedule {
         let Some(name) = event.suite() else { return vec![event] };
         let of_this = |suite: &&mut SuiteWork| suite.name() == name && suite.is_with(guest);
         let Some(suite) = self.suites.iter_mut().find(of_this) else { return vec![event] };
-        let events = suite.observe(guest, event);
+        let events_end = matches!(event, RunEvent::SuiteFinished { .. });
+        let mut events = suite.observe(guest, event);
         // A test that came to an end of its own shows that guests are of use.
         let is_result = |event: &RunEvent| matches!(event, RunEvent::TestFinished { status, .. } if *status != wire::TestStatus::Error);
         if events.iter().any(is_result) {
             self.futile = 0;
+        }
+        if events_end {
+            events.extend(self.take_known_lists());
         }
         events
     }

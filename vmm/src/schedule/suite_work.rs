@@ -8,6 +8,7 @@ use wire::{SuitePlan, TestStatus, is_unnamed_test};
 
 use super::policy::Policy;
 use super::times::TestTimes;
+use super::under_way::{Suspect, UnderWay};
 use crate::session::{AUTOPSY, RunEvent, SuiteEnd};
 
 /// What an earlier part of the run did of a suite.
@@ -18,6 +19,13 @@ pub struct Done {
     /// Whether it came to its end.
     pub ended: bool,
 }
+
+/// Why a test is told to be the one that a guest or a suite's command died of.
+const FIRST_WITHOUT_RESULT: &str = "this is the first in order that has no result";
+const LAST_TO_TELL: &str = "this is the last that told anything";
+
+/// That many portions in a row that ended without a result of any test, and there is no use in one more.
+const FUTILE: u32 = 3;
 
 /// What a test takes, µs, as long as nothing is known of any.
 const UNKNOWN_TIME: u64 = 1_000_000;
@@ -31,35 +39,6 @@ enum Tests {
     Listed(HashMap<String, usize>),
     /// They cannot be told apart: it runs as one whole.
     OneWhole,
-}
-
-/// What one guest has of the suite.
-#[derive(Debug)]
-pub(super) struct UnderWay {
-    given: Instant,
-    /// Whether a test of it has begun.
-    has_begun: bool,
-    /// Those it was given; `None` for all of a suite that was not listed.
-    tests: Option<Vec<String>>,
-    /// The listed test that its last event was about, until it has all its results.
-    current: Option<String>,
-    /// What was learned of its death while no test was known to run.
-    autopsy: Option<Vec<u8>>,
-    /// Whether its last word was the error of a test that it was given: should it end now, that is why.
-    blamed: bool,
-}
-
-impl UnderWay {
-    fn now(tests: Option<Vec<String>>) -> Self {
-        Self { given: Instant::now(), has_begun: false, tests, current: None, autopsy: None, blamed: false }
-    }
-}
-
-/// The death of a guest that some test brought about; which one is not known before there is a list.
-#[derive(Debug)]
-struct Suspect {
-    why: String,
-    autopsy: Option<Vec<u8>>,
 }
 
 #[derive(Debug)]
@@ -76,6 +55,12 @@ pub(super) struct SuiteWork {
     suspect: Option<Suspect>,
     /// Whether all of it was given out without a list.
     given_whole: bool,
+    /// Whether that ended in a way that leaves open whether all of it ran.
+    in_doubt: bool,
+    /// Portions in a row that ended without a result of any test.
+    fruitless: u32,
+    /// Whether a part of it was lost with its guest.
+    lost: bool,
     announced: bool,
     closed: bool,
     started: Instant,
@@ -83,8 +68,9 @@ pub(super) struct SuiteWork {
 }
 
 impl SuiteWork {
-    pub(super) fn new(run: SuiteRun, done: Done) -> Self {
+    pub(super) fn new(run: SuiteRun, done: Done, policy: &Policy) -> Self {
         let announced = done.ended || !done.tests.is_empty();
+        let elsewhere = run.listing.is_none() && !policy.has_whole_suites();
         Self {
             tests: if run.listing.is_some() { Tests::Unknown } else { Tests::OneWhole },
             run,
@@ -96,16 +82,19 @@ impl SuiteWork {
             under_way: HashMap::new(),
             suspect: None,
             given_whole: false,
+            in_doubt: false,
+            fruitless: 0,
+            lost: false,
             announced,
-            closed: done.ended,
+            closed: done.ended || elsewhere,
             started: Instant::now(),
             end: None,
         }
     }
 
     /// Of which only these tests run, known already.
-    pub(super) fn of_tests(run: SuiteRun, tests: Vec<String>) -> Self {
-        let mut work = Self::new(run, Done::default());
+    pub(super) fn of_tests(run: SuiteRun, tests: Vec<String>, policy: &Policy) -> Self {
+        let mut work = Self::new(run, Done::default(), policy);
         work.tests = Tests::Listed(tests.iter().cloned().zip(0..).collect());
         work.waiting = tests.into();
         work
@@ -175,10 +164,14 @@ impl SuiteWork {
                 }
                 self.waiting = waiting.into();
                 let mut events = Vec::new();
-                if let Some(suspect) = self.suspect.take()
-                    && let Some(test) = self.waiting.pop_front()
-                {
-                    events.extend(self.convict(test, suspect));
+                if let Some(suspect) = self.suspect.take() {
+                    events.extend(match self.waiting.pop_front() {
+                        Some(test) => self.convict(test, FIRST_WITHOUT_RESULT, suspect),
+                        None => self.convict_the_end(suspect),
+                    });
+                }
+                if std::mem::take(&mut self.in_doubt) {
+                    events.extend(self.doubt_resolved());
                 }
                 events.extend(self.end_if_done());
                 events
@@ -188,7 +181,14 @@ impl SuiteWork {
                 let mut events = vec![RunEvent::Note {
                     line: format!("the tests of {} cannot be told apart: {error}", self.name()),
                 }];
-                if !self.finished.is_empty() || self.suspect.is_some() {
+                if std::mem::take(&mut self.in_doubt) {
+                    self.given_whole = true;
+                    events.extend(self.end_if_done());
+                } else if !policy.has_whole_suites() {
+                    self.closed = true;
+                    let line = format!("{} is run as one whole, by the first shard", self.name());
+                    events.push(RunEvent::Note { line });
+                } else if !self.finished.is_empty() || self.suspect.is_some() {
                     events.extend(self.cut_off(&error));
                 }
                 events
@@ -209,34 +209,50 @@ impl SuiteWork {
             RunEvent::TestStarted { ref test, .. } => {
                 self.blame(guest, None);
                 self.time_start(guest);
-                let mut events = self.come_to(guest, &test.clone());
+                let mut events = self.release(guest);
+                events.extend(self.come_to(guest, &test.clone()));
                 events.push(event);
                 events
+            }
+            // Should its guest or its command die of that, the test that had its turn is told to have had the error.
+            RunEvent::TestFinished { ref test, status: TestStatus::Error, .. }
+                if self.tests != Tests::OneWhole && is_unnamed_test(test) =>
+            {
+                self.blame(guest, None);
+                self.hold_back(guest, event)
             }
             RunEvent::TestFinished { ref test, status, .. } => {
                 let test = test.clone();
                 self.blame(guest, (status == TestStatus::Error).then_some(&test));
-                let mut events = self.come_to(guest, &test);
+                let mut events = self.release(guest);
+                events.extend(self.come_to(guest, &test));
                 events.push(event);
+                if let Some(under_way) = self.under_way.get_mut(&guest) {
+                    under_way.last = Some(test);
+                }
                 if self.run.has_one_result_per_test() {
                     self.finish_current(guest);
                 }
                 events
             }
-            RunEvent::Artefact { ref test, ref kind, ref data, .. } if kind == AUTOPSY => {
-                let Some(under_way) = self.under_way.get_mut(&guest) else { return vec![event] };
-                if test.is_empty() {
-                    under_way.autopsy = Some(data.clone());
-                    return Vec::new();
+            RunEvent::Artefact { ref test, .. } if test.is_empty() || is_unnamed_test(test) => {
+                self.hold_back(guest, event)
+            }
+            RunEvent::Artefact { ref kind, .. } if kind == AUTOPSY => {
+                if let Some(under_way) = self.under_way.get_mut(&guest) {
+                    under_way.blamed = true;
                 }
-                under_way.blamed = true;
                 vec![event]
             }
             // Its command was killed with a test that took too long, or died of one.
             RunEvent::SuiteFinished { end: Some(SuiteEnd::Signaled(signal)), .. } if self.tests != Tests::OneWhole => {
                 self.lose(guest, Some(&format!("the suite was killed by signal {signal}"))).0
             }
-            RunEvent::SuiteFinished { end: Some(end), .. } => self.portion_ended(guest, end),
+            RunEvent::SuiteFinished { end: Some(end), .. } => {
+                let mut events = self.release(guest);
+                events.extend(self.portion_ended(guest, end));
+                events
+            }
             // Its guest is lost; `lose` says what comes of that.
             RunEvent::SuiteFinished { end: None, .. } => Vec::new(),
             RunEvent::SuiteNotStarted { ref error, .. } => {
@@ -271,49 +287,63 @@ impl SuiteWork {
         }
     }
 
+    /// Keeps what `guest` tells of a test whose name is not known, until it is clear which test that is, if any.
+    fn hold_back(&mut self, guest: u32, event: RunEvent) -> Vec<RunEvent> {
+        match self.under_way.get_mut(&guest) {
+            Some(under_way) => {
+                under_way.held.push(event);
+                Vec::new()
+            }
+            None => vec![event],
+        }
+    }
+
+    /// What was held back, as it was told: `guest` goes on.
+    fn release(&mut self, guest: u32) -> Vec<RunEvent> {
+        self.under_way.get_mut(&guest).map(|under_way| std::mem::take(&mut under_way.held)).unwrap_or_default()
+    }
+
     /// `guest` runs no more of it. If that came of what it ran, the test that ran counts as done: it has its error. What it had not
     /// come to waits again. Gives the events of that, and whether a test explains the loss.
     pub(super) fn lose(&mut self, guest: u32, by_a_test: Option<&str>) -> (Vec<RunEvent>, bool) {
         let Some(under_way) = self.under_way.remove(&guest) else { return (Vec::new(), false) };
+        let why_lost = by_a_test.unwrap_or("the run ended");
         let mut events = Vec::new();
-        let mut explained = false;
         let is_listed = under_way.tests.is_some();
         let mut rest = under_way.tests.unwrap_or_default();
         rest.retain(|test| !self.finished.contains(test));
+        self.lost = true;
+        let by_a_test = by_a_test.filter(|_| self.tests != Tests::OneWhole);
         if let Some(why) = by_a_test {
-            explained = self.tests != Tests::OneWhole;
             // An error behind the last result that was told is of no listed test.
             let current = under_way.current.filter(|test| !is_listed || rest.contains(test));
-            match current {
-                Some(current) => {
-                    rest.retain(|test| *test != current);
-                    events.extend(self.finish(current));
-                }
-                None if under_way.blamed => {}
-                None => {
-                    let suspect = Suspect { why: why.to_owned(), autopsy: under_way.autopsy };
-                    rest.sort_by_key(|test| self.place_of(test));
-                    if rest.is_empty() {
-                        self.suspect = Some(suspect);
-                    } else {
+            rest.retain(|test| Some(test) != current.as_ref());
+            if under_way.blamed {
+                events.extend(under_way.held);
+                events.extend(current.and_then(|current| self.finish(current)));
+            } else {
+                let suspect = Suspect::new(why, under_way.held, under_way.last);
+                rest.sort_by_key(|test| self.place_of(test));
+                match current {
+                    Some(current) => events.extend(self.convict(current, LAST_TO_TELL, suspect)),
+                    None if !rest.is_empty() => {
                         let test = rest.remove(0);
-                        events.extend(self.convict(test, suspect));
+                        events.extend(self.convict(test, FIRST_WITHOUT_RESULT, suspect));
                     }
+                    None if self.tests == Tests::Unknown => self.suspect = Some(suspect),
+                    None => events.extend(self.convict_the_end(suspect)),
                 }
             }
+        } else {
+            events.extend(under_way.held);
         }
-        for test in rest.into_iter().rev() {
-            self.waiting.push_front(test);
-        }
+        self.wait_again(rest);
         match self.tests {
-            Tests::OneWhole => events.extend(self.cut_off(by_a_test.unwrap_or("the run ended"))),
+            Tests::OneWhole => events.extend(self.cut_off(why_lost)),
             Tests::Unknown => self.given_whole = false,
-            Tests::Listed(_) => {
-                self.suspect = None;
-                events.extend(self.end_if_done());
-            }
+            Tests::Listed(_) => events.extend(self.end_if_done()),
         }
-        (events, explained)
+        (events, by_a_test.is_some())
     }
 
     /// Nothing more of it will run.
@@ -325,8 +355,7 @@ impl SuiteWork {
         self.closed = true;
         self.waiting.clear();
         let suite = self.name().to_owned();
-        let autopsy = self.suspect.take().and_then(|suspect| suspect.autopsy);
-        let mut events: Vec<RunEvent> = autopsy.map(|left| artefact(&suite, "", left)).into_iter().collect();
+        let mut events = self.suspect.take().map(|suspect| suspect.evidence).unwrap_or_default();
         events.push(match self.announced {
             true => RunEvent::SuiteFinished { suite, end: None, duration_ms: self.duration_ms() },
             false => RunEvent::SuiteNotStarted { suite, error: format!("not run: {why}") },
@@ -334,29 +363,106 @@ impl SuiteWork {
         events
     }
 
-    /// The first test in order that could have been the one is told to be it, and why it is.
-    fn convict(&mut self, test: String, suspect: Suspect) -> Vec<RunEvent> {
-        let suite = self.name().to_owned();
-        let mut events: Vec<RunEvent> = suspect.autopsy.map(|left| artefact(&suite, &test, left)).into_iter().collect();
-        let message =
-            format!("{} (no test was known to run; this is the first in order that has no result)", suspect.why);
-        let (status, name) = (TestStatus::Error, test.clone());
-        events.push(RunEvent::TestFinished { suite, test: name, status, duration_us: 0, message });
+    /// `test` is told to be the one that its guest died of, and why it is.
+    fn convict(&mut self, test: String, because: &str, suspect: Suspect) -> Vec<RunEvent> {
+        let mut events = self.error_of(&test, because, suspect);
         events.extend(self.finish(test));
         events
     }
 
-    /// A portion came to its end: whatever of it told no result has none to tell.
-    fn portion_ended(&mut self, guest: u32, end: SuiteEnd) -> Vec<RunEvent> {
-        let mut events = Vec::new();
-        if let Some(under_way) = self.under_way.remove(&guest) {
-            for test in under_way.tests.unwrap_or_default().into_iter().chain(under_way.current) {
-                events.extend(self.finish(test));
+    /// No test is left that could have been the one: something behind the last result was.
+    fn convict_the_end(&self, suspect: Suspect) -> Vec<RunEvent> {
+        let name = wire::unnamed_test(suspect.last.as_deref());
+        self.error_of(&name, "all had their results", suspect)
+    }
+
+    fn error_of(&self, test: &str, because: &str, Suspect { why, evidence, .. }: Suspect) -> Vec<RunEvent> {
+        let mut events = evidence;
+        for event in &mut events {
+            if let RunEvent::Artefact { test: of_test, .. } = event {
+                test.clone_into(of_test);
             }
         }
+        events.push(RunEvent::TestFinished {
+            suite: self.name().to_owned(),
+            test: test.to_owned(),
+            status: TestStatus::Error,
+            duration_us: 0,
+            message: format!("{why} (no test was known to run; {because})"),
+        });
+        events
+    }
+
+    /// A portion came to its end. Of one that ended well, whatever told no result has none to tell.
+    fn portion_ended(&mut self, guest: u32, end: SuiteEnd) -> Vec<RunEvent> {
+        let mut events = Vec::new();
         self.end = Some(worse(self.end, end));
+        let Some(under_way) = self.under_way.remove(&guest) else { return events };
+        let ended_well = end == SuiteEnd::Exited(0);
+        if let Some(current) = under_way.current {
+            events.extend(self.finish(current));
+        }
+        match under_way.tests {
+            Some(tests) if ended_well => {
+                for test in tests {
+                    events.extend(self.finish(test));
+                }
+            }
+            Some(tests) => {
+                let given = tests.len();
+                let rest: Vec<_> = tests.into_iter().filter(|test| !self.finished.contains(test)).collect();
+                let progress = rest.len() < given;
+                events.extend(self.ended_early(rest, progress, end));
+            }
+            None if !ended_well && self.tests == Tests::Unknown && !self.finished.is_empty() => {
+                self.in_doubt = true;
+                self.given_whole = false;
+            }
+            None => {}
+        }
         events.extend(self.end_if_done());
         events
+    }
+
+    /// A portion ended without a word of these tests, and not well: they have another chance, as long as that leads anywhere.
+    fn ended_early(&mut self, mut rest: Vec<String>, progress: bool, end: SuiteEnd) -> Vec<RunEvent> {
+        let mut events = Vec::new();
+        self.fruitless = if progress { 0 } else { self.fruitless + 1 };
+        if self.fruitless > 0 && !rest.is_empty() {
+            let guilty = if self.fruitless < FUTILE { 1 } else { rest.len() };
+            for test in rest.drain(..guilty).collect::<Vec<_>>() {
+                let why = format!("the suite ended with {end}");
+                events.extend(self.convict(test, FIRST_WITHOUT_RESULT, Suspect::new(&why, Vec::new(), None)));
+            }
+        }
+        if !rest.is_empty() {
+            events.push(self.runs_again(rest.len()));
+            self.wait_again(rest);
+        }
+        events
+    }
+
+    /// It was given out whole, did not end well, and now there is a list: what has no result of its own runs.
+    fn doubt_resolved(&mut self) -> Option<RunEvent> {
+        let Tests::Listed(listed) = &self.tests else { return None };
+        // Names of results that the list does not have, as those of a section of check's configuration: nothing can be said.
+        if !listed.keys().any(|test| self.finished.contains(test)) {
+            self.waiting.clear();
+        }
+        (!self.waiting.is_empty()).then(|| self.runs_again(self.waiting.len()))
+    }
+
+    fn runs_again(&self, count: usize) -> RunEvent {
+        let tests = if count == 1 { "a test".to_owned() } else { format!("{count} tests") };
+        let line = format!("{} ended before {tests} of it had a result: going on with that", self.name());
+        RunEvent::Note { line }
+    }
+
+    /// These are the next to run.
+    fn wait_again(&mut self, tests: Vec<String>) {
+        for test in tests.into_iter().rev() {
+            self.waiting.push_front(test);
+        }
     }
 
     fn end_if_done(&mut self) -> Option<RunEvent> {
@@ -368,8 +474,9 @@ impl SuiteWork {
         // Nothing of it ran here: its only test may be in another shard.
         self.announced.then(|| RunEvent::SuiteFinished {
             suite: self.name().to_owned(),
-            // Every part of it was lost with its guest, each with an error that tells.
-            end: Some(self.end.unwrap_or(SuiteEnd::Exited(1))),
+            // Without an end of its own, every part of it was lost with its guest, each with an error that tells; or there was
+            // nothing left to do.
+            end: Some(self.end.unwrap_or(SuiteEnd::Exited(i32::from(self.lost)))),
             duration_ms: self.duration_ms(),
         })
     }
@@ -413,11 +520,6 @@ impl SuiteWork {
     fn duration_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
-}
-
-fn artefact(suite: &str, test: &str, data: Vec<u8>) -> RunEvent {
-    let kind = AUTOPSY.to_owned();
-    RunEvent::Artefact { suite: suite.to_owned(), test: test.to_owned(), kind, bytes: data.len() as u64, data }
 }
 
 /// The end that is more to worry about.

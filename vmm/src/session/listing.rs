@@ -2,6 +2,8 @@
 
 use wire::{ProcessEnd, Stream};
 
+use super::SuiteEnd;
+
 /// More than this of a list is not read, bytes: some ten thousand tests.
 const MAX_LIST: usize = 4 << 20;
 /// Longest name of a test, bytes; the agent cuts longer ones.
@@ -30,7 +32,8 @@ impl Listing {
         }
     }
 
-    /// The tests, each once, in order; what is wrong if there are none.
+    /// The tests, each once, in order; what is wrong if there are none, or if the command said that it failed: half a list
+    /// would be half a run.
     pub(super) fn finish(self, end: ProcessEnd) -> Result<Vec<String>, String> {
         if self.too_long {
             return Err(format!("its list of tests is longer than {} MiB", MAX_LIST >> 20));
@@ -39,13 +42,11 @@ impl Listing {
         let mut seen = std::collections::HashSet::new();
         let names = text.lines().map(str::trim).filter(|name| !name.is_empty() && name.len() <= MAX_NAME);
         let tests: Vec<String> = names.filter(|name| seen.insert(*name)).map(str::to_owned).collect();
-        if tests.is_empty() {
-            let how = match end {
-                ProcessEnd::Exited(code) => format!("exit code {code}"),
-                ProcessEnd::Signaled(signal) => format!("signal {signal}"),
-            };
+        if tests.is_empty() || end != ProcessEnd::Exited(0) {
+            let what = if tests.is_empty() { "empty" } else { "cut short" };
             let said = String::from_utf8_lossy(&self.stderr);
-            return Err(format!("its list of tests is empty ({how}) {}", said.trim()).trim_end().to_owned());
+            let how = SuiteEnd::from(end);
+            return Err(format!("its list of tests is {what} ({how}) {}", said.trim()).trim_end().to_owned());
         }
         Ok(tests)
     }
@@ -61,7 +62,7 @@ mod tests {
             listing.take(Stream::Stdout, &[*byte]);
         }
         listing.take(Stream::Stderr, stderr);
-        listing.finish(ProcessEnd::Exited(1))
+        listing.finish(ProcessEnd::Exited(0))
     }
 
     #[test]
@@ -74,7 +75,17 @@ mod tests {
     #[test]
     fn an_empty_list_is_no_list_and_says_why() {
         let error = list(b"\n", b"no such group\n").unwrap_err();
-        assert!(error.contains("exit code 1") && error.contains("no such group"), "{error}");
+        assert!(error.contains("exit code 0") && error.contains("no such group"), "{error}");
+    }
+
+    #[test]
+    fn the_list_of_a_command_that_failed_is_none() {
+        for (end, how) in [(ProcessEnd::Exited(2), "exit code 2"), (ProcessEnd::Signaled(9), "signal 9")] {
+            let mut listing = Listing::default();
+            listing.take(Stream::Stdout, b"a\nb\n");
+            let error = listing.finish(end).unwrap_err();
+            assert!(error.contains("cut short") && error.contains(how), "{error}");
+        }
     }
 
     #[test]

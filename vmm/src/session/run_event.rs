@@ -215,6 +215,15 @@ pub enum SuiteEnd {
     Signaled(i32),
 }
 
+impl std::fmt::Display for SuiteEnd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Exited(code) => write!(f, "exit code {code}"),
+            Self::Signaled(signal) => write!(f, "signal {signal}"),
+        }
+    }
+}
+
 impl From<ProcessEnd> for SuiteEnd {
     fn from(end: ProcessEnd) -> Self {
         match end {

@@ -5,6 +5,8 @@ use super::super::policy::Shard;
 use super::*;
 use crate::session::{AUTOPSY, SuiteEnd};
 
+mod ends;
+
 /// A suite whose results are named like its tests, as those of xfstests are, or `test:1`, `test:2` as prove's.
 fn suite(name: &str, format: &str, tests: &str) -> SuiteRun {
     let text = format!(
@@ -431,7 +433,7 @@ fn a_list_that_is_known_is_not_asked_for() {
     let begun = || {
         let policy = Policy { jobs: 2, ..Policy::default() };
         let mut schedule = schedule(vec![listed("s")], policy).with_lists(Lists::new(cache.path(), vec!["k".into()]));
-        assert_eq!(schedule.begin(), []);
+        assert_eq!(schedule.take_known_lists(), []);
         schedule
     };
     for list in [Err("no list".to_owned()), names(&["a", "b", "c"])] {
@@ -454,6 +456,6 @@ fn nothing_that_is_left_of_a_known_list_ends_the_suite() {
     lists.keep(&listed("s"), &["a".to_owned()]).unwrap();
     let done = Done { tests: ["a".to_owned()].into(), ended: false };
     let mut schedule = Schedule::new([(listed("s"), done)], Policy::default()).with_lists(lists);
-    assert!(matches!(schedule.begin()[..], [RunEvent::SuiteFinished { .. }]));
+    assert!(matches!(schedule.take_known_lists()[..], [RunEvent::SuiteFinished { .. }]));
     assert_eq!(schedule.new_guest(), None);
 }
