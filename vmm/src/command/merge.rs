@@ -131,6 +131,9 @@ fn difference(one: &SavedManifest, other: &SavedManifest) -> Option<String> {
     if words(one) != words(other) {
         return Some("the command line".to_owned());
     }
+    if one.suites != other.suites {
+        return Some("what suites there are".to_owned());
+    }
     let files = one.inputs(Vec::new(), PathBuf::new()).files;
     let compared: Vec<_> = files
         .into_iter()

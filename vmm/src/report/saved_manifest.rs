@@ -44,7 +44,8 @@ pub struct SavedManifest {
     vmm_version: String,
     host: Host,
     guest: Guest,
-    suites: BTreeMap<String, String>,
+    /// The suites that it ran, by name, each with where it came from.
+    pub suites: BTreeMap<String, String>,
     shares: Vec<Share>,
     /// What it depended on, by role.
     files: BTreeMap<String, SavedFile>,
