@@ -131,7 +131,7 @@ impl RunRequest {
         let trace = self.options.trace.as_deref().map(Trace::create).transpose()?;
         let console_log = self.options.console.clone().unwrap_or_else(|| reporters.dir().join(CONSOLE_LOG));
         let guests = Guests::new(&self.options, files, console_log, shares, trace);
-        let outcome = crew::run(
+        let mut outcome = crew::run(
             schedule,
             self.policy.jobs,
             &plan,
@@ -142,7 +142,7 @@ impl RunRequest {
         self.keep_times(&suites, &reporters);
         if self.retries > 0 {
             let retry = Retry { times: self.retries, suites: &suites, jobs: self.policy.jobs, plan: &plan };
-            retry.run(&outcome, &guests, signals, &mut reporters);
+            outcome = retry.run(&outcome, &guests, signals, &mut reporters);
         }
         let (statistics, trace) = guests.finish();
         reporters.on_event(RunEvent::RunFinished { outcome: outcome.clone() });
