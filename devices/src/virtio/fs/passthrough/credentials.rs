@@ -225,8 +225,8 @@ impl Assumed {
         Ok(())
     }
 
-    /// Lets the caller reach what file modes would keep from it, the sticky bit of a directory among them. The permitted set is still root's, since only the
-    /// effective user id has changed.
+    /// Lets the caller reach what file modes would keep from it, the sticky bit of a directory among them. The permitted set is
+    /// still root's, since only the effective user id has changed.
     fn override_access_checks(&self) -> io::Result<()> {
         let mut sets = capabilities(None)?;
         sets.effective = (CapabilitySet::DAC_OVERRIDE | CapabilitySet::FOWNER) & sets.permitted;

@@ -68,9 +68,9 @@ impl LockFile {
     }
 }
 
-/// Gives the locks of an entry back; whether nobody but the table, which must not change meanwhile, has the entry. A request
-/// that waits by it keeps the host's file open: closing it would give nothing back now, and what the request gets later would be
-/// lost with it.
+/// Gives the locks of an entry back; whether nobody but the table, which must not change meanwhile, has the entry. A
+/// request that waits by it keeps the host's file open: closing it would give nothing back now, and what the request gets
+/// later would be lost with it.
 fn give_back(lock: &Arc<LockFile>) -> bool {
     lock.unlock();
     Arc::strong_count(lock) == 1
