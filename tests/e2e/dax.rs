@@ -83,28 +83,33 @@ for name in (b"small", b"large"):
 fn a_file_cut_short_under_a_mapping_is_a_sigbus_in_the_guest_and_the_guest_goes_on() {
     let sandbox = Sandbox::new();
     let dir = sandbox.dir("share");
-    fs::write(dir.join("f"), vec![b'x'; 4 << 20]).unwrap();
+    for name in ["touched", "untouched"] {
+        fs::write(dir.join(name), vec![b'x'; 4 << 20]).unwrap();
+    }
+    // Of the second file the guest asks for pages only when they are gone.
     let script = python(
         r#"
 import mmap, os, time
-file = os.open("/mnt/share/f", os.O_RDWR)
-m = mmap.mmap(file, 4 << 20)
-m[3 << 20]
+maps = [mmap.mmap(os.open("/mnt/share/" + name, os.O_RDWR), 4 << 20) for name in ("touched", "untouched")]
+maps[0][3 << 20]
 open("/mnt/share/mapped", "w").close()
 while os.path.exists("/mnt/share/mapped"): time.sleep(0.1)
-child = os.fork()
-if child == 0: os._exit(m[3 << 20])
-print(os.WTERMSIG(os.waitpid(child, 0)[1]))
-print(m[0:1])
+for m in maps:
+    child = os.fork()
+    if child == 0: os._exit(m[3 << 20])
+    print(os.WTERMSIG(os.waitpid(child, 0)[1]))
+    print(m[0:1])
 open("/mnt/share/after", "w").write("alive")
 "#,
     );
     let running = Vmm::sh(&sandbox, &["--dax", "16M", "--shared-dir", &share(&dir)], &script).spawn();
     wait_for(&dir.join("mapped"));
-    OpenOptions::new().write(true).open(dir.join("f")).unwrap().set_len(1 << 20).unwrap();
+    for name in ["touched", "untouched"] {
+        OpenOptions::new().write(true).open(dir.join(name)).unwrap().set_len(1 << 20).unwrap();
+    }
     fs::remove_file(dir.join("mapped")).unwrap();
     let finished = running.finish();
-    finished.expect_code(0).expect_out("7\nb'x'");
+    finished.expect_code(0).expect_out("7\nb'x'\n7\nb'x'");
     assert_eq!(fs::read_to_string(dir.join("after")).unwrap(), "alive");
     sandbox.assert_nothing_left();
 }
