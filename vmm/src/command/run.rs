@@ -188,7 +188,9 @@ impl RunRequest {
         let agent = self.hang_timeout.unwrap_or(deadlines.agent);
         let deadlines = Deadlines { test, agent, ..deadlines };
         let milliseconds = test.map_or(0, |limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
+        let mount_options = self.options.dax_mode.map(|mode| format!("-o {}", mode.mount_option())).unwrap_or_default();
         let suites = self.suites.iter().flat_map(|suite| suite.runs(&self.suite_args, milliseconds));
+        let suites = suites.map(|suite| suite.with_variable("VMM_MOUNT_OPTIONS", &mount_options));
         (RunPlan::starting_now(deadlines), suites.collect())
     }
 

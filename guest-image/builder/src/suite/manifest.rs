@@ -115,7 +115,8 @@ pub struct Run {
     pub operands_below: Option<String>,
     /// Working directory.
     pub cwd: String,
-    /// Added to the environment that every suite has.
+    /// Added to the environment that every suite has. Also there is VMM_MOUNT_OPTIONS, what `mount` is to be told to mount a
+    /// share as it was, `-o dax=always` or nothing.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
     /// Where a test leaves files that explain a failure, with `{test}` in place of its name: with `/r/{test}`, of the test

@@ -56,10 +56,22 @@ impl SuiteRun {
         Some(plan)
     }
 
+    /// With this in the environment of what it runs.
+    #[must_use]
+    pub fn with_variable(mut self, name: &str, value: &str) -> Self {
+        self.plan.command.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// Whether each listed test has exactly one result, so that it is done with that.
     #[must_use]
     pub fn has_one_result_per_test(&self) -> bool {
-        matches!(self.plan.format, ResultFormat::PjdfstestRs | ResultFormat::Xfstests)
+        match self.plan.format {
+            ResultFormat::PjdfstestRs => true,
+            // With these check runs a test several times.
+            ResultFormat::Xfstests => !self.plan.command.argv.iter().any(|arg| ["-i", "-I", "-L"].contains(&&**arg)),
+            _ => false,
+        }
     }
 
     /// The listed test that a result belongs to; `None` where that cannot be told from its name.
@@ -136,16 +148,32 @@ mod tests {
     fn chosen_tests_stand_in_for_what_chose_them_and_other_options_stay() {
         let xfstests = run_of("xfstests", &["-g", "quick", "-E", "list", "-diff", "generic/001", "-x", "dangerous"]);
         assert_eq!(
-            argv_with(&xfstests, &["generic/013", "generic/020"]),
-            ["./check", "-E", "list", "-diff", "generic/013", "generic/020"]
+            argv_with(&xfstests, &["generic/013", "generic/020"]).split_off(3),
+            ["check", "-E", "list", "-diff", "generic/013", "generic/020"]
         );
-        assert_eq!(argv_with(&run_of("xfstests", &[]), &["generic/013"]), ["./check", "generic/013"]);
+        assert_eq!(argv_with(&run_of("xfstests", &[]), &["generic/013"]).split_off(3), ["check", "generic/013"]);
         let unionmount = run_of("unionmount", &[]);
         assert_eq!(argv_with(&unionmount, &["truncate"]).split_off(3), ["run", "--ov", "truncate"]);
         let rs = argv_with(&run_of("pjdfstest-rs", &["chmod"]), &["chmod::errno::enoent"]);
         assert_eq!(rs.split_first().unwrap().1, ["-e", "pjdfstest::tests::chmod::errno::enoent"]);
         let prove = argv_with(&run_of("pjdfstest", &["-j2", "chmod"]), &["chmod/00.t"]);
         assert!(prove.ends_with(&["-j2", "/opt/suites/pjdfstest/tests/chmod/00.t"].map(str::to_owned)), "{prove:?}");
+    }
+
+    #[test]
+    fn tests_that_check_repeats_have_several_results() {
+        assert!(run_of("xfstests", &[]).has_one_result_per_test());
+        for option in ["-i", "-I", "-L"] {
+            assert!(!run_of("xfstests", &[option, "3", "-g", "quick"]).has_one_result_per_test(), "{option}");
+        }
+    }
+
+    #[test]
+    fn a_variable_is_there_for_all_tests_and_for_some() {
+        let run = run_of("xfstests", &[]).with_variable("V", "-o x");
+        for plan in [run.plan.clone(), run.with_tests(["generic/001"]).unwrap()] {
+            assert!(plan.command.env.contains(&("V".to_owned(), "-o x".to_owned())));
+        }
     }
 
     #[test]
