@@ -3,7 +3,7 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use devices::GuestMem;
 use devices::pci::{BarIndex, BarMove, BarMover, PciAddress, PciFunction, PciRoot};
@@ -110,7 +110,7 @@ impl PciDevices {
             }
             None => None,
         };
-        let mover = Mover { vm: self.vm.clone(), buses: self.buses.clone(), notify, shared };
+        let mover = Mover { vm: self.vm.clone(), buses: Arc::downgrade(&self.buses), notify, shared };
         mover.register(base).map_err(|e| failed(format!("KVM refuses an ioeventfd: {e}")))?;
 
         let device: SharedVirtioDevice = Arc::new(Mutex::new(device));
@@ -147,7 +147,8 @@ pub fn reset_all(devices: &[SharedVirtioDevice]) {
 /// Moves one device's BAR when the guest does.
 struct Mover {
     vm: Arc<VmFd>,
-    buses: Arc<Buses>,
+    /// Which hold the root bus, and that this: none of it would ever be freed. As long as a vCPU runs they are there.
+    buses: Weak<Buses>,
     /// Offset in the BAR and event of each queue's notification address.
     notify: Vec<(u64, EventFd)>,
     /// The second BAR.
@@ -179,12 +180,13 @@ impl BarMover for Mover {
         if bar.new < PCI_WINDOW.start || end.is_none_or(|end| end > PCI_WINDOW.end) {
             return Err(io::Error::other("it lies outside the PCI window"));
         }
-        self.buses.memory.relocate(bar.old, bar.new).map_err(io::Error::other)?;
+        let Some(buses) = self.buses.upgrade() else { return Ok(()) };
+        buses.memory.relocate(bar.old, bar.new).map_err(io::Error::other)?;
         // A kick that finds no ioeventfd reaches the device through the bus: slower, not lost.
         self.unregister(bar.old).and_then(|()| self.register(bar.new)).inspect_err(|_| {
             // The driver finds the BAR where it was. What cannot be undone costs speed only, see above.
             let _ = self.unregister(bar.new);
-            let _ = self.buses.memory.relocate(bar.new, bar.old);
+            let _ = buses.memory.relocate(bar.new, bar.old);
             let _ = self.register(bar.old);
         })
     }

@@ -288,6 +288,24 @@ fn more_devices_than_slots_are_refused() {
 }
 
 #[test]
+fn a_machine_that_has_stopped_leaves_nothing_behind() {
+    let Some(fixture) = Fixture::new() else { return };
+    let kernel = Code::default().spin().kernel();
+    let share = |tag: &str| ShareConfig { path: fixture.dir.path().to_owned(), tag: tag.to_owned() };
+    let config = MachineConfig {
+        shares: vec![share("myfs1"), share("myfs2")],
+        share_settings: ShareSettings { dax_window: 2 << 20, ..ShareSettings::default() },
+        ..fixture.config(&kernel)
+    };
+    // More windows than there can be at a time.
+    for _ in 0..window_guard::MAX_WINDOWS {
+        let machine = start(&config).unwrap();
+        assert_eq!(machine.stop(PATIENCE), StopReason::Requested);
+    }
+    assert_no_machine_threads();
+}
+
+#[test]
 fn a_share_and_images_are_served_and_given_up_again() {
     let Some(fixture) = Fixture::new() else { return };
     let kernel = Code::default().spin().kernel();

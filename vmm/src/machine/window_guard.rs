@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Shares that can have a window, and some for tests that run at the same time.
-const MAX_WINDOWS: usize = 16;
+pub(super) const MAX_WINDOWS: usize = 16;
 const PAGE: usize = 4096;
 
 /// Start and end of each guarded range; an end of 0 is a free place. Read by the signal handler.
