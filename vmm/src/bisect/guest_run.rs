@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use guest_image::Progress;
 use serde::Deserialize;
 
-use super::runner::{Call, Runner, tail};
+use super::runner::{Call, Runner, head, tail};
 use super::signature::{End, Observation};
 use crate::config::UsageError;
 use crate::exit_code::ExitCode;
@@ -83,7 +83,13 @@ impl GuestRun<'_> {
         let call = Call { binary: self.binary, words: &words, directory: self.directory, log: &log };
         let Some(status) = runner.run(&call, progress)? else { return Ok(GuestEnd::Interrupted) };
         let said = tail(&log);
-        let end = if is_exec(self.question) { exec_end(status, &said, &token) } else { self.run_end(status, &said) }?;
+        let end = if is_exec(self.question) {
+            // What the command has printed since may be more than the end of the log.
+            let began = head(&log).contains(&format!("{token}-began"));
+            exec_end(status, &said, &token, began)
+        } else {
+            self.run_end(status, &said)
+        }?;
         if !end.left_its_host_alone() {
             runner.begin_afresh();
         }
@@ -178,11 +184,11 @@ pub fn is_exec(question: &[String]) -> bool {
     question.first().is_some_and(|verb| verb == "exec")
 }
 
-fn exec_end(status: ExitStatus, said: &str, token: &str) -> anyhow::Result<GuestEnd> {
-    let marked = |mark: &str| said.lines().rev().find_map(|line| line.split_once(&format!("{token}-{mark}")));
+fn exec_end(status: ExitStatus, said: &str, token: &str, began: bool) -> anyhow::Result<GuestEnd> {
+    let ended = said.lines().rev().find_map(|line| line.split_once(&format!("{token}-ended")));
     let why = || last_words(status, said);
     let seen = |end| GuestEnd::Seen(Observation::of(end));
-    if let Some(code) = marked("ended").and_then(|(_, code)| code.trim().parse::<i32>().ok()) {
+    if let Some(code) = ended.and_then(|(_, code)| code.trim().parse::<i32>().ok()) {
         // As in `git bisect run`.
         return Ok(if code == ExitCode::CannotTest as i32 {
             GuestEnd::Untestable("the command says so: exit code 125".to_owned())
@@ -190,7 +196,6 @@ fn exec_end(status: ExitStatus, said: &str, token: &str) -> anyhow::Result<Guest
             seen(End::Exited(code))
         });
     }
-    let began = marked("began").is_some();
     Ok(match status.code() {
         Some(code) if code == ExitCode::Usage as i32 && !began => bail!(UsageError(why())),
         Some(code) if code == ExitCode::GuestDied as i32 && began => {

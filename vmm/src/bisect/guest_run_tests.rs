@@ -110,6 +110,9 @@ fn a_commands_exit_code_is_its_own_whatever_ours_mean() {
     let died = format!("{began} echo 'vmm: the guest died: Oops' >&2; exit 3");
     let GuestEnd::Seen(run) = run_with(&died, &["exec", "--", "true"], &[]).unwrap() else { panic!() };
     assert_eq!(run.end, End::Died("Oops".into()));
+    let much = format!("{began} yes | head -n 100000 >&2; echo 'vmm: the guest died: Oops' >&2; exit 3");
+    let GuestEnd::Seen(run) = run_with(&much, &["exec", "--", "true"], &[]).unwrap() else { panic!() };
+    assert_eq!(run.end, End::Died("Oops".into()), "though the log's end does not show that it had begun");
     let never = run_with("echo 'vmm: the guest died: Oops' >&2; exit 3", &["exec", "--", "true"], &[]).unwrap();
     assert!(matches!(never, GuestEnd::BootFailed(_)));
 }

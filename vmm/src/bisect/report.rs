@@ -130,7 +130,9 @@ impl Report<'_> {
                 )
             }
             Conclusion::Contradiction => {
-                "What was seen and what was given contradict each other: no commit goes with all of it.".to_owned()
+                "What was seen and what was given contradict each other: no commit goes with all of it. If there are PATHS, \
+                 the change may lie outside of them."
+                    .to_owned()
             }
         }
     }

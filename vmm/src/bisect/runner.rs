@@ -131,10 +131,20 @@ impl<'a> LogDetails<'a> {
 
 /// The end of a log, as text.
 pub(super) fn tail(path: &Path) -> String {
+    part(path, |length| length.saturating_sub(MAX_LOG))
+}
+
+/// The start of a log, as text.
+pub(super) fn head(path: &Path) -> String {
+    part(path, |_| 0)
+}
+
+/// [`MAX_LOG`] of a log, from where `start` says by its length.
+fn part(path: &Path, start: impl Fn(u64) -> u64) -> String {
     let read = || -> std::io::Result<Vec<u8>> {
         let mut file = File::open(path)?;
         let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(MAX_LOG)))?;
+        file.seek(SeekFrom::Start(start(length)))?;
         let mut bytes = Vec::new();
         file.take(MAX_LOG).read_to_end(&mut bytes)?;
         Ok(bytes)

@@ -270,6 +270,9 @@ impl Search {
         let shares = self.shares();
         let Some(top) = most(&shares) else { return Next::Done(Conclusion::Contradiction) };
         let likely = self.likely(&shares);
+        if likely.len() == 1 && !self.history.is_candidate(top) {
+            return Next::Done(Conclusion::Contradiction);
+        }
         if likely.len() == 1 {
             return Next::Done(Conclusion::Found { node: top, chance: self.chance(top) });
         }
@@ -329,8 +332,9 @@ impl Search {
                 _ => return Some(Next::Test(node)),
             }
         }
-        for node in self.passing_ends() {
-            if self.hard_given(node) {
+        for (at, node) in self.passing_ends().into_iter().enumerate() {
+            // What fails there as well is only learned from a run.
+            if at > 0 && self.hard_given(node) {
                 continue;
             }
             if let Some(why) = self.end_trouble(node) {
@@ -437,7 +441,8 @@ impl Search {
         let mut exclude = |is_out: &dyn Fn(Node) -> bool| {
             (0..nodes).filter(|node| is_out(*node)).for_each(|node| logs[node] = f64::NEG_INFINITY);
         };
-        exclude(&|node| !self.history.is_candidate(node));
+        // A new end that touches none of the paths stands for all that lies outside of them: the change may be there.
+        exclude(&|node| !self.history.is_candidate(node) && node != self.history.new_end());
         for tested in &self.tested {
             let side = if from_counts { tested.given } else { self.hard_side(tested.node) };
             if let Some(new) = side {

@@ -255,6 +255,63 @@ fn what_somebody_else_has_said_is_taken_and_contradictions_are_told() {
 }
 
 #[test]
+fn the_last_commit_that_touches_the_paths_is_tested_before_it_is_named() {
+    let list: Vec<_> = (0..8usize)
+        .map(|n| (format!("c{n}"), n.checked_sub(1).map(|before| format!("c{before}")).into_iter().collect()))
+        .collect();
+    for repeat in [Repeat::Times(1), Repeat::Auto] {
+        for in_paths in [true, false] {
+            let history = History::new(&list, &["good".into()], "tip");
+            let rules = Rules { repeat, error: 0.01, fix: false, max_untestable: 5 };
+            let (last, tip) = (history.find("c7").unwrap(), history.new_end());
+            let mut search = Search::new(history, rules);
+            let conclusion = loop {
+                match search.next() {
+                    Next::Test(node) => {
+                        let fails = node == tip || (in_paths && node == last);
+                        let test = BTreeSet::from(["t".to_owned()]);
+                        let run = Observation::pass();
+                        let observation = match fails {
+                            true => Observation { failed: test, ..run },
+                            false => Observation { passed: test, ..run },
+                        };
+                        search.record(node, Event::Ran { observation });
+                    }
+                    Next::Done(conclusion) => break conclusion,
+                }
+            };
+            match (in_paths, conclusion) {
+                (true, Conclusion::Found { node, .. }) => assert_eq!(node, last),
+                (false, conclusion) => assert_eq!(conclusion, Conclusion::Contradiction, "{repeat:?}"),
+                (true, other) => panic!("{repeat:?}: {other:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn what_fails_at_an_end_that_was_given_as_good_is_not_looked_for() {
+    let model = Model::new(9, 16, false);
+    let rules = Rules { repeat: Repeat::Times(1), error: 0.01, fix: false, max_untestable: 5 };
+    let (good, new, planted) = (model.history.old()[0], model.history.new_end(), model.planted);
+    let mut search = Search::new(model.history.clone(), rules);
+    search.record(good, Event::Given { new: false });
+    let conclusion = loop {
+        match search.next() {
+            Next::Test(node) => {
+                let names = if model.has_it[node] || node == new { &["always", "t"][..] } else { &["always"] };
+                let failed = names.iter().map(|name| (*name).to_owned()).collect();
+                let passed = BTreeSet::from(["t".to_owned()]).difference(&failed).cloned().collect();
+                let observation = Observation { failed, passed, ..Observation::pass() };
+                search.record(node, Event::Ran { observation });
+            }
+            Next::Done(conclusion) => break conclusion,
+        }
+    };
+    assert_eq!(conclusion, Conclusion::Found { node: planted, chance: None });
+}
+
+#[test]
 fn the_same_events_lead_to_the_same_place() {
     let mut model = Model::new(31, 70, true);
     model.flake = 0.3;
