@@ -31,8 +31,11 @@ impl ScratchShares {
         fs::create_dir_all(parent)?;
         sweep(parent);
         let dir = tempfile::Builder::new().prefix(PREFIX).tempdir_in(parent)?;
-        let lock = File::create_new(dir.path().join(LOCK))?;
+        // Under its name only when it is locked, or another run would take the folder for an abandoned one.
+        let unlocked = dir.path().join("lock.new");
+        let lock = File::create_new(&unlocked)?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+        fs::rename(&unlocked, dir.path().join(LOCK))?;
         for tag in DEFAULT_TAGS {
             fs::create_dir(dir.path().join(tag))?;
         }
@@ -97,5 +100,16 @@ mod tests {
         assert!(!dead.exists());
         let _second = ScratchShares::create(parent.path()).expect("created");
         assert!(living.path().is_dir());
+    }
+
+    #[test]
+    fn runs_that_begin_at_once_leave_each_other_alone() {
+        let parent = tempfile::tempdir().expect("tempdir");
+        let create =
+            || (0..50).all(|_| ScratchShares::create(parent.path()).is_ok_and(|run| run.path().join(LOCK).exists()));
+        std::thread::scope(|scope| {
+            let runs: Vec<_> = (0..8).map(|_| scope.spawn(create)).collect();
+            assert!(runs.into_iter().all(|run| run.join().expect("no panic")));
+        });
     }
 }

@@ -202,6 +202,7 @@ fn explain(error: TalkError, console: Option<&std::path::Path>) -> Failure {
                     reason: StopReason::KvmFailed { .. } | StopReason::ThreadPanicked { .. }, ..
                 }
                 | ExecError::Streams(_) => ExitCode::CannotTest,
+                ExecError::TooLong(_) => ExitCode::Usage,
                 ExecError::Stopped { .. } | ExecError::Closed(_) | ExecError::OutOfTurn(_) => ExitCode::GuestDied,
                 ExecError::Interrupted => ExitCode::Interrupted,
                 ExecError::TimedOut(_) => ExitCode::Timeout,

@@ -85,7 +85,8 @@ impl AgentLink {
                 return;
             }
             let started = stream.try_clone().and_then(|writer| {
-                thread::Builder::new().name("agent-writer".into()).spawn(move || write_frames(writer, &to_send))
+                let write = move || write_frames(writer, &to_send, &shared);
+                thread::Builder::new().name("agent-writer".into()).spawn(write)
             });
             match started {
                 Ok(_) => read_frames(stream, &event_sender, &heard),
@@ -189,11 +190,12 @@ fn read_frames(mut stream: UnixStream, events: &Sender<LinkEvent>, pulse: &Pulse
     }
 }
 
-fn write_frames(mut stream: UnixStream, frames: &Receiver<ToGuest>) {
+/// Ends with the link, or closes the stream: whoever waits for an answer to a frame that was not sent would do so for ever.
+fn write_frames(mut stream: UnixStream, frames: &Receiver<ToGuest>, connection: &Mutex<Connection>) {
     for frame in frames {
         if let Err(error) = write_frame(&mut stream, &frame) {
             tracing::debug!(%error, "the agent takes no more frames");
-            return;
+            return close(connection);
         }
     }
 }

@@ -8,7 +8,9 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Select, TryRecvError, TrySendError, after, never, select, unbounded};
-use wire::{Command, FrameError, MAX_CHUNK, ProcessEnd, STDIN_WINDOW, Stream, ToGuest, ToHost, WindowSize};
+use wire::{
+    Command, FrameError, MAX_CHUNK, ProcessEnd, STDIN_WINDOW, Stream, ToGuest, ToHost, WindowSize, encode_frame,
+};
 
 use super::exec_streams::{OutputWriter, StdinReader};
 use super::greeting::brief;
@@ -108,6 +110,9 @@ pub enum ExecError<S: std::fmt::Debug + std::fmt::Display> {
         /// What was wrong with the agent's stream before that.
         stream: Option<FrameError>,
     },
+    /// No frame takes it.
+    #[error("the command is too long with its arguments and environment; put it into a script: {0}")]
+    TooLong(FrameError),
     /// The agent's stream ended.
     #[error("the stream of the guest's agent ended while the command ran{}", .0.as_ref().map(|e| format!(": {e}")).unwrap_or_default())]
     Closed(Option<FrameError>),
@@ -137,7 +142,9 @@ pub fn run<S: std::fmt::Debug + std::fmt::Display>(
     limit: Option<TimeLimit>,
 ) -> Result<ExecEnd, ExecError<S>> {
     let ExecStreams { stdin, stdout, stderr, signals, window_sizes } = streams;
-    link.send(ToGuest::Exec { command: request.command.clone(), pty: request.terminal, stdin: stdin.is_some() });
+    let exec = ToGuest::Exec { command: request.command.clone(), pty: request.terminal, stdin: stdin.is_some() };
+    encode_frame(&exec).map_err(ExecError::TooLong)?;
+    link.send(exec);
     let mut session = Session {
         link,
         stopped: stopped.clone(),

@@ -282,6 +282,19 @@ fn an_agent_that_goes_away_is_an_error() {
 }
 
 #[test]
+fn a_command_that_no_frame_takes_is_refused_and_a_link_that_cannot_send_is_closed() {
+    let long = "x".repeat(wire::MAX_FRAME);
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    let link = AgentLink::over(ours).unwrap();
+    let (_keep, stopped) = running();
+    let end = run(&link, &stopped, &request(&long, None), streams(None).1, None);
+    assert!(matches!(end, Err(ExecError::TooLong(_))), "{end:?}");
+    link.send(ToGuest::KillTest { reason: long });
+    let patience = Duration::from_secs(20);
+    assert!(matches!(link.events().recv_timeout(patience), Ok(crate::session::LinkEvent::Closed(_))));
+}
+
+#[test]
 fn a_stream_that_breaks_before_its_machine_stops_is_told_with_the_stop() {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     let link = AgentLink::over(ours).unwrap();
