@@ -3,8 +3,8 @@
 use std::io;
 
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_fpu, kvm_lapic_state, kvm_msr_entry, kvm_regs,
-    kvm_segment, kvm_sregs,
+    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_fpu, kvm_lapic_state,
+    kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -54,8 +54,22 @@ impl CpuModel {
     /// More leaves than KVM takes.
     pub fn cpuid(&self, id: u32) -> io::Result<CpuId> {
         let mut entries = self.supported.as_slice().to_vec();
+        add_core_level(&mut entries);
         filter(&mut entries, id, self.cpus, self.tsc_deadline_timer);
         CpuId::from_entries(&entries).map_err(|e| io::Error::other(format!("{e:?}")))
+    }
+}
+
+/// The topology leaves get their second level if they have none: KVM tells of the first only, and nothing of what it stands for
+/// (`__do_cpuid_func` in Linux arch/x86/kvm/cpuid.c, since 6.2), which makes a package of each vCPU.
+fn add_core_level(entries: &mut Vec<kvm_cpuid_entry2>) {
+    for function in [0xb, 0x1f] {
+        let has = |index| entries.iter().any(|entry| entry.function == function && entry.index == index);
+        if has(0) && !has(1) {
+            let flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
+            entries.push(kvm_cpuid_entry2 { function, index: 1, flags, ..Default::default() });
+            entries.iter_mut().filter(|entry| entry.function == function).for_each(|entry| entry.flags |= flags);
+        }
     }
 }
 
@@ -285,6 +299,17 @@ mod tests {
             assert_eq!(filtered(entry(0xb, 2), id, cpus).ebx, 0);
             assert!(id >> bits == 0, "APIC ids fit in the package");
         }
+    }
+
+    #[test]
+    fn a_topology_leaf_without_cores_gets_them_and_one_that_is_not_there_does_not_appear() {
+        let mut entries = vec![entry(0, 0), entry(0xb, 0)];
+        add_core_level(&mut entries);
+        let levels = entries.iter().filter(|entry| entry.flags == KVM_CPUID_FLAG_SIGNIFCANT_INDEX);
+        assert_eq!(levels.map(|entry| (entry.function, entry.index)).collect::<Vec<_>>(), [(0xb, 0), (0xb, 1)]);
+        assert_eq!(entries.len(), 3);
+        add_core_level(&mut entries);
+        assert_eq!(entries.len(), 3, "it has them now");
     }
 
     #[test]
