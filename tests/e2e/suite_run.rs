@@ -21,6 +21,18 @@ impl Run {
         Self { sandbox, cache }
     }
 
+    /// A run of a suite with this manifest, called `mine`, whose only file is `run`, this shell script.
+    pub(crate) fn of_own(manifest: &str, script: &str) -> Self {
+        let sandbox = Sandbox::new();
+        let cache = fake_suite::add_own(&sandbox, "mine", manifest, script);
+        Self { sandbox, cache }
+    }
+
+    /// Such a run.
+    pub(crate) fn command_of_own(&self, flags: &[&str]) -> Vmm<'_> {
+        Vmm::new(&self.sandbox, ["run", "--host", "kvm", "mine"]).args(flags).env("VMM_CACHE_DIR", &self.cache)
+    }
+
     pub(crate) fn command(&self, flags: &[&str]) -> Vmm<'_> {
         let words = ["run", "--host", "kvm", fake_suite::NAME];
         Vmm::new(&self.sandbox, words).args(flags).env("VMM_CACHE_DIR", &self.cache)

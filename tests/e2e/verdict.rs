@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use tests::{Sandbox, Vmm, fake_suite, patience};
+use tests::{Vmm, patience};
 
 use crate::suite_run::{Run, has};
 
@@ -80,11 +80,8 @@ fn a_suite_that_is_killed_with_a_test_of_its_own_process_goes_on_behind_it() {
             echo ok
         done
         printf '\nSummary: 0 failed, 0 skipped, %s passed, 0 expected failures, %s total\n' $# $#"#;
-    let sandbox = Sandbox::new();
-    let cache = fake_suite::add_own(&sandbox, "mine", manifest, script);
-    let run = Run { sandbox, cache };
-    let words = ["run", "--host", "kvm", "--test-timeout", "8s", "mine"];
-    let finished = Vmm::new(&run.sandbox, words).env("VMM_CACHE_DIR", &run.cache).deadline(patience(120)).finish();
+    let run = Run::of_own(manifest, script);
+    let finished = run.command_of_own(&["--test-timeout", "8s"]).deadline(patience(120)).finish();
     finished.expect_code(124).expect_in_out("8s");
     // It does not say what it runs: what hangs is known from the list.
     let expected = [("x::a", "pass"), ("x::b", "error"), ("x::c", "pass"), ("x::d", "pass")];
@@ -110,11 +107,8 @@ fn a_suite_finds_the_shares_mounted_whatever_the_one_before_did_to_them() {
             cover) mount -t tmpfs none /mnt/virtiofs1 ;;
             look) [ "$(stat -f -c %t /mnt/virtiofs1)" = 65735546 ] ;; # FUSE_SUPER_MAGIC
         esac"#;
-    let sandbox = Sandbox::new();
-    let cache = fake_suite::add_own(&sandbox, "mine", manifest, script);
-    let run = Run { sandbox, cache };
-    let words = ["run", "--host", "kvm", "mine"];
-    let finished = Vmm::new(&run.sandbox, words).env("VMM_CACHE_DIR", &run.cache).finish();
+    let run = Run::of_own(manifest, script);
+    let finished = run.command_of_own(&[]).finish();
     finished.expect_code(0).expect_in_out("Passed all 4 tests");
     finished.expect_in_out("myfs1 was not mounted at /mnt/virtiofs1 any more: mounted again");
 }
@@ -228,11 +222,8 @@ fn a_suite_of_ones_own_runs_with_a_manifest_and_a_folder_and_leaves_its_files() 
         echo "own/003 1s ... - output mismatch (see /run/mine/own/003.full)"
         echo "Ran: own/001 own/002 own/003"
         exit 1"#;
-    let sandbox = Sandbox::new();
-    let cache = fake_suite::add_own(&sandbox, "mine", manifest, script);
-    let run = Run { sandbox, cache };
-    let words = ["run", "--host", "kvm", "mine"];
-    let finished = Vmm::new(&run.sandbox, words).env("VMM_CACHE_DIR", &run.cache).deadline(patience(120)).finish();
+    let run = Run::of_own(manifest, script);
+    let finished = run.command_of_own(&[]).deadline(patience(120)).finish();
     finished.expect_code(1).expect_in_out("it needs set -g quick");
     let statuses = run.statuses();
     let expected = [("own/001", "pass"), ("own/002", "skip"), ("own/003", "fail")];

@@ -295,12 +295,11 @@ impl Server {
     }
 
     fn start_suite(&mut self, plan: SuitePlan) {
-        if self.running.is_none()
-            && let Err(error) = self.restore_shares()
-        {
-            return self.link.send(&ToHost::SuiteNotStarted { error });
-        }
-        let started = if self.running.is_some() { Err(busy()) } else { spawn(&plan.command, None, false) };
+        let started = if self.running.is_some() {
+            Err(busy().to_string())
+        } else {
+            self.restore_shares().and_then(|()| spawn(&plan.command, None, false).map_err(|error| error.to_string()))
+        };
         match started {
             Ok(process) => {
                 self.link.send(&ToHost::SuiteStarted { suite: plan.name.clone() });
@@ -312,7 +311,7 @@ impl Server {
                 suite.begin(&mut self.link);
                 self.running = Some((Job::new(process), Purpose::Suite(suite)));
             }
-            Err(error) => self.link.send(&ToHost::SuiteNotStarted { error: error.to_string() }),
+            Err(error) => self.link.send(&ToHost::SuiteNotStarted { error }),
         }
     }
 

@@ -45,17 +45,8 @@ pub fn restore(shares: &[Share]) -> Result<Vec<&Share>, String> {
 fn is_seen(mount_table: &str, share: &Share) -> bool {
     let last = mounts(mount_table).filter(|(target, _)| *target == share.mount_point).last();
     // Behind the optional fields, which end with a dash: type, source, options.
-    let what = last.and_then(|(_, line)| line.split_once(" - ")).map(|(_, what)| what.split(' '));
-    what.is_some_and(|mut what| what.next() == Some("virtiofs") && what.next() == Some(&*escaped(&share.tag)))
-}
-
-/// As a field of the mount table.
-fn escaped(text: &str) -> String {
-    text.replace('\\', "\\134")
-        .replace(' ', "\\040")
-        .replace('\t', "\\011")
-        .replace('\n', "\\012")
-        .replace('#', "\\043")
+    let mut what = last.and_then(|(_, line)| line.split_once(" - ")).map_or("", |(_, what)| what).split(' ');
+    what.next() == Some("virtiofs") && what.next().is_some_and(|source| unescaped(source) == share.tag)
 }
 
 /// The kernel gives two quite different mistakes errors that say little.
@@ -98,29 +89,32 @@ fn unmount_patiently(target: &str) -> Result<(), Errno> {
     }
 }
 
-/// Each line with its fifth field, octal escapes undone: where it is mounted (proc_pid_mountinfo(5)).
+/// Each line with its fifth field: where it is mounted (proc_pid_mountinfo(5)).
 fn mounts(mount_table: &str) -> impl Iterator<Item = (String, &str)> {
-    mount_table.lines().filter_map(|line| Some((line.split(' ').nth(4)?, line))).map(|(field, line)| {
-        let mut plain = Vec::with_capacity(field.len());
-        let mut rest = field.as_bytes();
-        while let Some((&first, after)) = rest.split_first() {
-            let code = (first == b'\\')
-                .then(|| after.get(..3).and_then(|digits| std::str::from_utf8(digits).ok()))
-                .flatten()
-                .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-            match code {
-                Some(code) => {
-                    plain.push(code);
-                    rest = &after[3..];
-                }
-                None => {
-                    plain.push(first);
-                    rest = after;
-                }
+    mount_table.lines().filter_map(|line| Some((unescaped(line.split(' ').nth(4)?), line)))
+}
+
+/// A field of the mount table, octal escapes undone.
+fn unescaped(field: &str) -> String {
+    let mut plain = Vec::with_capacity(field.len());
+    let mut rest = field.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        let code = (first == b'\\')
+            .then(|| after.get(..3).and_then(|digits| std::str::from_utf8(digits).ok()))
+            .flatten()
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match code {
+            Some(code) => {
+                plain.push(code);
+                rest = &after[3..];
+            }
+            None => {
+                plain.push(first);
+                rest = after;
             }
         }
-        (String::from_utf8_lossy(&plain).into_owned(), line)
-    })
+    }
+    String::from_utf8_lossy(&plain).into_owned()
 }
 
 #[cfg(test)]

@@ -270,11 +270,11 @@ impl Search {
         let shares = self.shares();
         let Some(top) = most(&shares) else { return Next::Done(Conclusion::Contradiction) };
         let likely = self.likely(&shares);
-        if likely.len() == 1 && !self.history.is_candidate(top) {
-            return Next::Done(Conclusion::Contradiction);
-        }
         if likely.len() == 1 {
-            return Next::Done(Conclusion::Found { node: top, chance: self.chance(top) });
+            return Next::Done(match self.history.is_candidate(top) {
+                true => Conclusion::Found { node: top, chance: self.chance(top) },
+                false => Conclusion::Contradiction,
+            });
         }
         let sums = self.history.sums(&shares);
         let doubt = |node: Node| sums[node].min(1.0 - sums[node]);

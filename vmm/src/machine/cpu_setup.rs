@@ -60,8 +60,8 @@ impl CpuModel {
     }
 }
 
-/// The topology leaves get their second level if they have none: KVM tells of the first only, and nothing of what it stands for
-/// (`__do_cpuid_func` in Linux arch/x86/kvm/cpuid.c, since 6.2), which makes a package of each vCPU.
+/// The topology leaves get their second level if they have none: newer KVMs tell of the first only, and nothing of what it stands
+/// for (`__do_cpuid_func` in Linux arch/x86/kvm/cpuid.c), which makes a package of each vCPU.
 fn add_core_level(entries: &mut Vec<kvm_cpuid_entry2>) {
     for function in [0xb, 0x1f] {
         let has = |index| entries.iter().any(|entry| entry.function == function && entry.index == index);

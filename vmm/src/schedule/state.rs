@@ -122,14 +122,14 @@ impl Schedule {
         let Some(name) = event.suite() else { return vec![event] };
         let of_this = |suite: &&mut SuiteWork| suite.name() == name && suite.is_with(guest);
         let Some(suite) = self.suites.iter_mut().find(of_this) else { return vec![event] };
-        let events_end = matches!(event, RunEvent::SuiteFinished { .. });
+        let has_ended = matches!(event, RunEvent::SuiteFinished { .. });
         let mut events = suite.observe(guest, event);
         // A test that came to an end of its own shows that guests are of use.
         let is_result = |event: &RunEvent| matches!(event, RunEvent::TestFinished { status, .. } if *status != wire::TestStatus::Error);
         if events.iter().any(is_result) {
             self.futile = 0;
         }
-        if events_end {
+        if has_ended {
             events.extend(self.take_known_lists());
         }
         events

@@ -174,16 +174,6 @@ fn a_whole_suite_that_failed_and_left_nothing_open_ends() {
 }
 
 #[test]
-fn with_nothing_left_to_do_and_nothing_lost_a_suite_ended_well() {
-    let cache = tempfile::tempdir().unwrap();
-    let lists = Lists::new(cache.path(), Vec::new());
-    lists.keep(&listed("s"), &["a".to_owned()]).unwrap();
-    let done = Done { tests: ["a".to_owned()].into(), ended: false };
-    let mut schedule = Schedule::new([(listed("s"), done)], Policy::default()).with_lists(lists);
-    assert!(matches!(schedule.take_known_lists()[..], [RunEvent::SuiteFinished { end: OK, .. }]));
-}
-
-#[test]
 fn a_suite_whose_tests_cannot_be_told_apart_is_the_first_shards() {
     for index in 1..=3 {
         let policy = Policy { shard: Some(Shard { index, of: 3 }), ..Policy::default() };
